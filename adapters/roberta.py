@@ -1,0 +1,39 @@
+"""RoBERTa, XLM-RoBERTa, CamemBERT: BERT's layers; positions are counted from the padding id, one token type."""
+
+from dataclasses import replace
+
+from bei.adapters.base import Adapter, HfConfig, TaskHead, view
+from bei.adapters.bert import BERT, labels
+from bei.adapters.bert import config as bert_config
+from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Dense
+
+
+def config(hf: HfConfig) -> EncoderConfig:
+    pad = hf.get("pad_token_id", 1)
+    return replace(bert_config(hf), position_pad=pad)
+
+
+def sequence_head(hf: HfConfig) -> TaskHead:
+    """classifier.out_proj(tanh(classifier.dense(first token))); there is no pooler"""
+    rows = tuple(
+        (f"head.{ours}.{p}", view(f"classifier.{ours}.{p}"))
+        for p in ("weight", "bias")
+        for ours in ("dense", "out_proj")
+    )
+    steps = (
+        Dense(name="head.dense", out=hf.size("hidden_size"), act="tanh"),
+        Dense(name="head.out_proj", out=labels(hf)),
+    )
+    return TaskHead(pooling=("cls",), steps=steps, weights=rows)
+
+
+ROBERTA: Adapter = replace(
+    BERT,
+    name="roberta",
+    model_types=("roberta", "xlm-roberta", "camembert"),
+    config=config,
+    prefixes=("", "roberta."),
+    ignore=(*BERT.ignore, "lm_head.*"),
+    sequence_head=sequence_head,
+)

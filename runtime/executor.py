@@ -1,0 +1,38 @@
+"""What runs one engine: blocking, one batch at a time. The scheduler and the server know only this protocol."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One tokenised input, special tokens included: ids and token types int32 [n]; ``prompt_tokens`` counts the
+    leading tokens that pooling leaves out when the head says so."""
+
+    ids: Ids
+    types: Ids
+    prompt_tokens: int = 0
+
+
+class Executor(Protocol):
+    """One engine on one device. Not thread-safe: one call at a time."""
+
+    target: str
+
+    def run(self, rows: list[Row]) -> list[npt.NDArray[np.float32]] | npt.NDArray[np.float32]:
+        """The head's output, fp32: [B, d] for pooled heads, a list of [n_i, d] for per-token ones.
+
+        Rows come in any order and length; what the engine needs (padding, packing) is the executor's business.
+        Raises EngineError.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for /info and bei-inspect: device name, library versions, memory."""
+
+    def close(self) -> None:
+        """Release the engine and its buffers; further calls are errors."""

@@ -1,0 +1,47 @@
+"""Every error the project raises on purpose.
+
+Message pattern: *subject: what is wrong (got X, need Y). What to do.* The command line prints the message and
+exits with ``exit_code``; nothing in this tree ever reaches a user as a traceback.
+"""
+
+
+class BeiError(Exception):
+    """Base of all errors; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class CheckpointError(BeiError):
+    """A checkpoint cannot be read: missing, damaged or refused files, or the Hub said no."""
+
+
+class UnknownArchitecture(BeiError):
+    """No adapter serves this checkpoint."""
+
+
+class UnsupportedConfig(BeiError):
+    """An adapter was not written for a value found in the checkpoint's configuration."""
+
+
+class WeightMismatch(BeiError):
+    """Tensors are missing, unread or of the wrong shape or dtype."""
+
+
+class LoweringError(BeiError):
+    """The encoder cannot be expressed for a target."""
+
+
+class EngineError(BeiError):
+    """A backend cannot build or run an engine."""
+
+
+class ParityError(BeiError):
+    """Parity cannot be measured (a *failed* gate is data, not an exception)."""
+
+
+class BundleError(BeiError):
+    """A bundle is missing, damaged, tampered with, from a newer version or unverified."""
+
+
+class InputError(BeiError):
+    """A text, pair or token list that cannot be processed as it is."""
