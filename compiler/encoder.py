@@ -65,7 +65,9 @@ def attention(cfg: EncoderConfig, layer: Layer, ops: Ops[V], n: str, x: V) -> V:
     if cfg.qk_norm == "full":
         q = ops.norm(q, f"{n}.q_norm", cfg.norm, cfg.qk_norm_eps, wide)
         k = ops.norm(k, f"{n}.k_norm", cfg.norm, cfg.qk_norm_eps, narrow)
-    q, k, v = (ops.split(t, h, cfg.head_dim) for t, h in ((q, cfg.heads), (k, cfg.kv_heads), (v, cfg.kv_heads)))
+    q, k, v = (
+        ops.split(t, h, cfg.head_dim) for t, h in ((q, cfg.heads), (k, cfg.kv_heads), (v, cfg.kv_heads))
+    )
     if cfg.qk_norm == "head":
         q = ops.norm(q, f"{n}.q_norm", cfg.norm, cfg.qk_norm_eps, cfg.head_dim)
         k = ops.norm(k, f"{n}.k_norm", cfg.norm, cfg.qk_norm_eps, cfg.head_dim)
@@ -94,7 +96,7 @@ def mlp(cfg: EncoderConfig, layer: Layer, ops: Ops[V], n: str, x: V) -> V:
         h = ops.gate(gate, up, cfg.act, f"{n}.hidden")
     else:
         (up,) = ops.linear(x, (f"{n}.up",), (cfg.ffn,), cfg.dim)
-        h = ops.activation(up, cfg.act)
+        h = ops.activation(up, cfg.act, f"{n}.hidden")
     (out,) = ops.linear(h, (f"{n}.down",), (cfg.dim,), cfg.ffn)
     return out
 

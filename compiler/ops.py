@@ -62,8 +62,8 @@ class Ops(Protocol[V]):
     def attention(self, q: V, k: V, v: V, spec: Attention, site: str) -> V:
         """[..., N, H], [..., K, H], [..., K, H] → [..., N·H]."""
 
-    def activation(self, x: V, act: Act) -> V:
-        """Element-wise."""
+    def activation(self, x: V, act: Act, site: str | None = None) -> V:
+        """Element-wise; ``site`` names it in the encoder's body, the head's have none."""
 
     def gate(self, gate: V, up: V, act: Act, site: str) -> V:
         """act(gate) · up."""

@@ -1,8 +1,8 @@
 """bei: a model compiler for encoder models.
 
-    import bei
-    model = bei.load("minilm.bundle")
-    model.encode(["a", "b"])        # float32 [2, dimensions]
+import bei
+model = bei.load("minilm.bundle")
+model.encode(["a", "b"])        # float32 [2, dimensions]
 """
 
 from typing import TYPE_CHECKING, Any

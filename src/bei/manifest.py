@@ -159,7 +159,9 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     try:
         plain = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{where}: not valid JSON ({error}). Rebuild the bundle with bei-compile.") from None
+        raise BundleError(
+            f"{where}: not valid JSON ({error}). Rebuild the bundle with bei-compile."
+        ) from None
     if not isinstance(plain, dict) or not isinstance(plain.get("schema_version"), int):
         raise BundleError(f"{where}: not a bundle manifest (no schema_version). Rebuild with bei-compile.")
     version = plain["schema_version"]

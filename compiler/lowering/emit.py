@@ -1,0 +1,40 @@
+"""Encoder, head and weights to an ONNX model for one policy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Head
+from bei.compiler.encoder import output_width, run
+from bei.compiler.lowering.graph import Graph
+from bei.compiler.lowering.onnx_ops import OnnxOps
+from bei.compiler.lowering.policy import GraphPolicy
+from bei.compiler.weights import Weight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmittedGraph:
+    """``model`` refers to the checkpoint's files; ``inputs`` in order; ``weights`` by initializer name."""
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    output: str
+    weights: Mapping[str, Weight]
+
+    def serialize(self) -> bytes:
+        """An ONNX ModelProto; stored weights are external_data references, derived ones are inside."""
+        return ir.to_proto(self.model).SerializeToString()
+
+
+def emit(cfg: EncoderConfig, head: Head, weights: Mapping[str, Weight], policy: GraphPolicy) -> EmittedGraph:
+    """The graph of ``run(cfg, head, …)``: ids to the head's output, in milliseconds and without reading a weight."""
+    g = Graph(weights)
+    result = run(cfg, head, OnnxOps(g, policy, cfg.position_pad))
+    output = "sentence_embedding" if head.task == "embed" else "logits"
+    shape: tuple[str | int, ...] = ("batch", output_width(cfg, head))
+    if not head.pooling:
+        shape = ("batch", "sequence", output_width(cfg, head))
+    model = g.model(result, output, shape, {"task": head.task})
+    return EmittedGraph(model=model, inputs=tuple(g.inputs), output=output, weights=g.used)

@@ -1,0 +1,43 @@
+"""How one encoder definition is written down for a target."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphPolicy:
+    """dtypes and forms of an emitted graph.
+
+    ``compute``: what linears, attention and activations store; ``stream``: the residual stream; statistics, softmax,
+    pooling and heads are always fp32. ``accumulate32`` writes the casts around GEMMs and attention that make TensorRT
+    accumulate in fp32 (TENSORRT notes: Cast16(MatMul(Cast32 x, Cast32 W))). ``attention``: "mha" is ONNX Runtime's
+    com.microsoft.MultiHeadAttention, "standard" ONNX Attention-23, "primitive" two matrix products.
+    """
+
+    compute: ir.DataType
+    stream: ir.DataType
+    index: ir.DataType
+    attention: Literal["mha", "standard", "primitive"]
+    layout: Literal["padded", "packed"]
+    accumulate32: bool = False
+    decomposable: bool = False
+
+
+ONNXRUNTIME_CPU = GraphPolicy(
+    compute=ir.DataType.FLOAT,
+    stream=ir.DataType.FLOAT,
+    index=ir.DataType.INT64,
+    attention="mha",
+    layout="padded",
+)
+
+TENSORRT = GraphPolicy(
+    compute=ir.DataType.FLOAT16,
+    stream=ir.DataType.FLOAT,
+    index=ir.DataType.INT32,
+    attention="standard",
+    layout="padded",
+    accumulate32=True,
+)

@@ -1,0 +1,262 @@
+"""The encoder run eagerly in PyTorch: the reference for tests, calibration and drift search.
+
+Padded layout [B, L]. Storage fp32 gives the definition; storage fp16 or bf16 rounds every value that an engine of
+that precision would store, and computes what DESIGN §6 keeps in fp32 in fp32.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bei.adapters.config import Act, DynamicNtk, EncoderConfig, Moe, NormKind, RelativeBuckets, Rope
+from bei.adapters.head import Head, Pooling
+from bei.compiler import positions
+from bei.compiler.encoder import run
+from bei.compiler.ops import Attention, Index
+from bei.compiler.weights import Weight
+
+Probe = Callable[[str, Tensor], None]
+
+ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
+
+
+class TorchOps:
+    """`Ops` over tensors for one batch.
+
+    ids, mask, types int64 [B, L]; ``prompt`` int64 [B], tokens that pooling skips. ``probe`` sees every site's values
+    (name, fp32 tensor), for range audits and per-layer comparison.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        types: Tensor | None = None,
+        prompt: Tensor | None = None,
+        position_pad: int | None = None,
+        storage: torch.dtype = torch.float32,
+        probe: Probe | None = None,
+    ) -> None:
+        self.weights, self.ids, self.mask = weights, ids, mask.bool()
+        self.types = torch.zeros_like(ids) if types is None else types
+        self.prompt = torch.zeros(len(ids), dtype=torch.int64) if prompt is None else prompt
+        self.position_pad, self.storage, self.probe = position_pad, storage, probe
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[B, L]: rows of the learned position table."""
+        if self.position_pad is None:
+            return torch.arange(self.ids.shape[1]).expand_as(self.ids)
+        real = (self.ids != self.position_pad).long()
+        return real.cumsum(1) * real + self.position_pad
+
+    def weight(self, name: str) -> Tensor:
+        """The value in fp32."""
+        return torch.from_numpy(np.array(self.weights[name].float32()))
+
+    def bias(self, name: str) -> Tensor | None:
+        return self.weight(f"{name}.bias") if f"{name}.bias" in self.weights else None
+
+    def store(self, x: Tensor, site: str = "") -> Tensor:
+        """Round to the storage dtype, as writing to memory would."""
+        if self.probe and site:
+            self.probe(site, x)
+        return x.to(self.storage)
+
+    def embed(self, name: str, index: Index, rows: int, dim: int) -> Tensor:
+        where = {"tokens": self.ids, "types": self.types, "positions": self.positions}[index]
+        return F.embedding(where, self.weight(f"{name}.weight"))
+
+    def row(self, name: str, dim: int) -> Tensor:
+        return self.weight(f"{name}.weight")[0]
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        total = a.float() + b.float()
+        if self.probe:
+            self.probe("residual", total)
+        return total
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    def norm(self, x: Tensor, name: str, kind: NormKind, eps: float, dim: int) -> Tensor:
+        x, weight = x.float(), self.weight(f"{name}.weight")
+        if kind == "layer":
+            y = F.layer_norm(x, (dim,), weight, self.bias(name), eps)
+        else:
+            y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+        if self.probe:
+            self.probe(name, y)
+        return y
+
+    def linear(self, x: Tensor, names: Sequence[str], outs: Sequence[int], dim: int) -> list[Tensor]:
+        h = x.to(self.storage).float()
+        results = []
+        for name in names:
+            weight = self.weight(f"{name}.weight").to(self.storage).float()
+            y = self.store(h @ weight.T, name).float()
+            bias = self.bias(name)
+            results.append(y if bias is None else self.store(y + bias.to(self.storage).float(), name).float())
+        return results
+
+    def split(self, x: Tensor, heads: int, head_dim: int) -> Tensor:
+        return x.unflatten(-1, (heads, head_dim))
+
+    def rope(self, x: Tensor, rope: Rope) -> Tensor:
+        cos, sin = self._angles(rope)
+        turned, kept = x.float()[..., : rope.dim], x.float()[..., rope.dim :]
+        if rope.interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        return self.store(torch.cat((turned, kept), -1)).float()
+
+    def _angles(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """cos, sin [B or 1, L, 1, dim/2]."""
+        at = torch.arange(self.ids.shape[1], dtype=torch.float32)[None, :, None]
+        if isinstance(rope.scaling, DynamicNtk):
+            grow = positions.ntk_growth(rope)
+            n = self.mask.sum(1).float()
+            theta = rope.theta * (grow.slope * n + grow.offset).clamp(min=1) ** grow.power
+            exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim
+            freq = (1.0 / theta[:, None] ** exponents)[:, None]
+        else:
+            freq = torch.from_numpy(positions.inv_freq(rope))[None, None]
+        angle = (at * freq)[:, :, None]
+        return angle.cos(), angle.sin()
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: Attention, site: str) -> Tensor:
+        group = spec.heads // spec.kv_heads
+        q = self.store(q, f"{site}.q").float().transpose(1, 2)
+        k = self.store(k, f"{site}.k").float().repeat_interleave(group, 2).transpose(1, 2)
+        v = self.store(v, f"{site}.v").float().repeat_interleave(group, 2).transpose(1, 2)
+        scores = q @ k.transpose(2, 3) * spec.scale
+        if spec.softcap is not None:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        bias = self._bias(spec)
+        if bias is not None:
+            scores = scores + bias
+        weights = scores.masked_fill(~self._visible(spec), -1e30).softmax(-1)
+        # a padded key's weight is exactly 0, but 0 · NaN is NaN: what lies in the padding must not matter
+        v = v.masked_fill(~self.mask[:, None, :, None], 0)
+        return self.store((weights @ v).transpose(1, 2).flatten(2), site).float()
+
+    def _visible(self, spec: Attention) -> Tensor:
+        """[B, 1, L, L]; every query sees at least itself."""
+        i = torch.arange(self.ids.shape[1])
+        distance = i[:, None] - i[None, :]
+        seen = torch.ones_like(distance, dtype=torch.bool)
+        if spec.causal:
+            seen &= distance >= 0
+        if spec.window is not None:
+            seen &= distance.abs() <= spec.window
+        return (seen & self.mask[:, None, None, :]) | (distance == 0)
+
+    def _bias(self, spec: Attention) -> Tensor | None:
+        """[N, L, L]"""
+        if spec.bias is None:
+            return None
+        length = self.ids.shape[1]
+        i = torch.arange(length)
+        if isinstance(spec.bias, RelativeBuckets):
+            bucket = torch.from_numpy(positions.bucket_of_distance(spec.bias, length))
+            table = self.weight("embed.buckets.weight")
+            return table[bucket[i[None, :] - i[:, None] + length - 1]].permute(2, 0, 1)
+        slopes = torch.from_numpy(positions.alibi_slopes(spec.heads))
+        return -slopes[:, None, None] * (i[None, :] - i[:, None]).abs()
+
+    def activation(self, x: Tensor, act: Act, site: str | None = None) -> Tensor:
+        y = ACTS[act](x)
+        return y if site is None else self.store(y, site).float()
+
+    def gate(self, gate: Tensor, up: Tensor, act: Act, site: str) -> Tensor:
+        return self.store(ACTS[act](gate) * up, site).float()
+
+    def moe(self, x: Tensor, name: str, moe: Moe, act: Act, dim: int, ffn: int) -> Tensor:
+        x = x.to(self.storage).float()
+        probs = (x @ self.weight(f"{name}.router.weight").T).softmax(-1)
+        share, chosen = probs.topk(moe.top_k, dim=-1)
+        if moe.renormalize:
+            share = share / share.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        w1 = self.weight(f"{name}.w1.weight").to(self.storage).float().unflatten(0, (moe.experts, ffn))
+        w2 = self.weight(f"{name}.w2.weight").to(self.storage).float().unflatten(0, (moe.experts, ffn))
+        for expert in range(moe.experts):
+            weight = (share * (chosen == expert)).sum(-1, keepdim=True)
+            hidden = self.store(ACTS[act](self.store(x @ w1[expert].T, f"{name}.w1").float())).float()
+            out = out + weight * (hidden @ w2[expert])
+        bias = self.bias(name)
+        return self.store(out if bias is None else out + bias, name).float()
+
+    def pool(self, x: Tensor, pooling: Pooling, include_prompt: bool) -> Tensor:
+        x = x.float()
+        at = torch.arange(x.shape[1])[None, :]
+        keep = self.mask if include_prompt else self.mask & (at >= self.prompt[:, None])
+        if pooling == "cls":
+            return x[:, 0]
+        if pooling == "last":
+            return x[torch.arange(len(x)), (at * self.mask).amax(1)]
+        if pooling == "max":
+            return x.masked_fill(~keep[..., None], -1e9).amax(1)
+        weight = keep.float() * (at + 1) if pooling == "weighted_mean" else keep.float()
+        total = (x.masked_fill(~keep[..., None], 0) * weight[..., None]).sum(1)
+        count = weight.sum(1, keepdim=True).clamp(min=1e-9)
+        return total / (count.sqrt() if pooling == "mean_sqrt_len" else count)
+
+    def concat(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts), -1)
+
+    def to_float(self, x: Tensor) -> Tensor:
+        return x.float()
+
+    def dense(self, x: Tensor, name: str, out: int, dim: int) -> Tensor:
+        return F.linear(x, self.weight(f"{name}.weight"), self.bias(name))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return x
+
+
+def run_torch(
+    cfg: EncoderConfig,
+    head: Head,
+    weights: Mapping[str, Weight],
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    types: Tensor | None = None,
+    prompt: Tensor | None = None,
+    storage: torch.dtype = torch.float32,
+    probe: Probe | None = None,
+) -> Tensor:
+    """The head's output in fp32 for ids, mask int64 [B, L]."""
+    ops = TorchOps(
+        weights,
+        ids,
+        mask,
+        types=types,
+        prompt=prompt,
+        position_pad=cfg.position_pad,
+        storage=storage,
+        probe=probe,
+    )
+    with torch.inference_mode():
+        return run(cfg, head, ops)
