@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from bei.compiler.engines.tensorrt_table import BACKENDS
 from bei.errors import EngineError
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "cuda"]
@@ -15,13 +16,10 @@ DeviceName = Literal["cpu", "cuda"]
 
 SMS: dict[BackendName, tuple[int, ...]] = {
     "cuda": (80, 86, 89, 90, 100, 103, 120, 121),
-    "tensorrt": (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
-    "tensorrt-rtx": (75, 80, 86, 89, 120, 121),
+    "tensorrt": BACKENDS["tensorrt"].sms,
+    "tensorrt-rtx": BACKENDS["tensorrt-rtx"].sms,
 }
 """The SMs a backend can be asked for; TensorRT-RTX leaves the data-centre parts from SM90 on to TensorRT."""
-
-SEVERAL_SMS: frozenset[BackendName] = frozenset({"tensorrt-rtx"})
-"""Backends whose one engine serves several SMs."""
 
 _FIXED: dict[str, DeviceName] = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "cuda"}
 _EXAMPLES = (*_FIXED, "tensorrt-rtx-sm89", "tensorrt-rtx-sm80+sm86+sm89+sm120", "tensorrt-sm90", "cuda-sm90")
@@ -74,7 +72,7 @@ def _sms(name: str, backend: BackendName) -> tuple[int, ...]:
                 f"target {name!r}: {backend} has no {part!r}; it has {known}.{_instead(backend, part)}"
             )
         sms.add(int(number[1]))
-    if len(sms) > 1 and backend not in SEVERAL_SMS:
+    if len(sms) > 1 and not (backend in BACKENDS and BACKENDS[backend].several_sms):
         raise EngineError(f"target {name!r}: a {backend} engine serves one SM. Ask for one target per SM.")
     return tuple(sorted(sms))
 

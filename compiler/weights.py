@@ -54,6 +54,10 @@ class Weight:
         return value if self.scale == 1.0 else value * np.float32(self.scale)
 
 
+Weights = Mapping[str, Weight]
+"""Canonical name → Weight."""
+
+
 def find_prefix(prefixes: Sequence[str], probe: str, tensors: Iterable[str]) -> str:
     """The first prefix under which ``probe`` is stored; "" when none is (the missing tensor is reported later)."""
     names = set(tensors)

@@ -1,5 +1,6 @@
 """What runs one engine: blocking, one batch at a time. The scheduler and the server know only this protocol."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,16 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int32]
+Output = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One tokenised input, special tokens included: ids and token types int32 [n]; ``prompt_tokens`` counts the
-    leading tokens that pooling leaves out when the head says so."""
+    """One tokenised input, special tokens included: ids and token types int32 [n].
+
+    ``prompt_tokens`` counts the leading tokens that pooling leaves out when the head says so; ``dropped`` the tokens
+    that truncation cut off.
+    """
 
     ids: Ids
     types: Ids
     prompt_tokens: int = 0
+    dropped: int = 0
 
 
 class Executor(Protocol):
@@ -24,8 +30,8 @@ class Executor(Protocol):
 
     target: str
 
-    def run(self, rows: list[Row]) -> list[npt.NDArray[np.float32]] | npt.NDArray[np.float32]:
-        """The head's output, fp32: [B, d] for pooled heads, a list of [n_i, d] for per-token ones.
+    def run(self, rows: list[Row]) -> Sequence[Output] | Output:
+        """The head's output, fp32: [B, d] for pooled heads, one [n_i, d] a row for per-token ones.
 
         Rows come in any order and length; what the engine needs (padding, packing) is the executor's business.
         Raises EngineError.

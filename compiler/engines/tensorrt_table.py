@@ -17,6 +17,7 @@ class Backend:
 
     ``module`` is imported, ``install`` names what provides it. ``needs_gpu``: an engine is built on the GPU that
     will run it, for the SM it finds there; otherwise SMs are listed in the builder configuration.
+    ``sms``: what it compiles for. ``several_sms``: whether one plan may hold more than one.
     ``profiles``: the most optimisation profiles worth building (tactics are chosen per profile only where the
     builder times them). ``timing_cache``: whether one saves time. ``oldest``: the first version whose API is used.
     """
@@ -25,6 +26,8 @@ class Backend:
     module: str
     install: str
     needs_gpu: bool
+    sms: tuple[int, ...]
+    several_sms: bool
     profiles: int
     timing_cache: bool
     oldest: tuple[int, int]
@@ -36,6 +39,8 @@ BACKENDS: dict[TensorRtName, Backend] = {
         module="tensorrt",
         install="NVIDIA's tensorrt package (pip install tensorrt)",
         needs_gpu=True,
+        sms=(75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
+        several_sms=False,
         profiles=4,
         timing_cache=True,
         oldest=(10, 15),
@@ -45,6 +50,8 @@ BACKENDS: dict[TensorRtName, Backend] = {
         module="tensorrt_rtx",
         install='pip install "bei[tensorrt-rtx]"',
         needs_gpu=False,
+        sms=(75, 80, 86, 89, 120, 121),
+        several_sms=True,
         profiles=1,
         timing_cache=False,
         oldest=(1, 5),

@@ -3,6 +3,8 @@
 q [..., N, H], k and v [..., K, H] token-wise; every form returns [..., N·H] token-wise.
 """
 
+from typing import Any
+
 import onnx_ir as ir
 
 from bei.compiler.lowering.graph import CONTRIB, Graph
@@ -67,8 +69,10 @@ def _standard(
         mask = masks.visible(spec.window, spec.causal)
     else:
         mask = masks.additive(spec, policy.compute)
-    extra = {"TRT_decomposable": 1} if policy.decomposable else {}
-    out = g.op("Attention", *heads_first, mask, scale=spec.scale, **extra)
+    attributes: dict[str, Any] = {"scale": spec.scale}
+    if policy.decomposable:
+        attributes["TRT_decomposable"] = 1
+    out = g.op("Attention", *heads_first, mask, **attributes)
     return _merge(g, g.cast(out, policy.compute), spec)
 
 

@@ -25,7 +25,7 @@ class EmittedGraph:
 
     def serialize(self) -> bytes:
         """An ONNX ModelProto; stored weights are external_data references, derived ones are inside."""
-        return ir.to_proto(self.model).SerializeToString()
+        return bytes(ir.to_proto(self.model).SerializeToString())
 
 
 def emit(cfg: EncoderConfig, head: Head, weights: Mapping[str, Weight], policy: GraphPolicy) -> EmittedGraph:

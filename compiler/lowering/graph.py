@@ -55,8 +55,11 @@ class Graph:
         while trimmed and trimmed[-1] is None:
             trimmed.pop()
         out = self._tape.op(kind, trimmed, attributes, domain=domain)
-        first = inputs[0] if inputs else None
-        out.dtype = dtype if dtype is not None else (first.dtype if first is not None else None)
+        known = (
+            dtype if dtype is not None else (inputs[0].dtype if inputs and inputs[0] is not None else None)
+        )
+        assert known is not None, f"{kind}: dtype unknown"
+        out.dtype = known
         if domain:
             self._domains[domain] = 1
         return out
@@ -64,6 +67,7 @@ class Graph:
     def split(self, x: ir.Value, count: int, axis: int = -1) -> Sequence[ir.Value]:
         """Equal parts along an axis."""
         outs = self._tape.op_multi_out("Split", [x], {"axis": axis, "num_outputs": count}, num_outputs=count)
+        assert x.dtype is not None
         for out in outs:
             out.dtype = x.dtype
         return outs
@@ -88,7 +92,7 @@ class Graph:
         key = (array.tobytes(), array.shape, dtype)
         if key not in self._constants:
             name = f"const_{len(self._constants)}"
-            self._constants[key] = self._initializer(name, ir.tensor(array, name=name))
+            self._constants[key] = self._initializer(name, ir.tensor(array, name=name), array.shape)
         return self._constants[key]
 
     def ints(self, *values: int) -> ir.Value:
@@ -123,7 +127,7 @@ class Graph:
         if name not in self._initializers:
             weight = self.weights[name]
             self.used[name] = weight
-            self._initializer(name, _tensor(weight))
+            self._initializer(name, _tensor(weight), weight.shape)
         return self._initializers[name]
 
     def weight(self, name: str, dtype: ir.DataType) -> ir.Value:
@@ -152,8 +156,8 @@ class Graph:
         RemoveUnusedNodesPass()(model)
         return model
 
-    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+    def _initializer(self, name: str, tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.Value:
+        value = ir.val(name, tensor.dtype, shape, const_value=tensor)
         self._initializers[name] = value
         return value
 

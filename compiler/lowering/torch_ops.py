@@ -114,7 +114,7 @@ class TorchOps:
         return results
 
     def split(self, x: Tensor, heads: int, head_dim: int) -> Tensor:
-        return x.unflatten(-1, (heads, head_dim))
+        return x.reshape(*x.shape[:-1], heads, head_dim)
 
     def rope(self, x: Tensor, rope: Rope) -> Tensor:
         cos, sin = self._angles(rope)
@@ -195,8 +195,8 @@ class TorchOps:
         if moe.renormalize:
             share = share / share.sum(-1, keepdim=True)
         out = torch.zeros_like(x)
-        w1 = self.weight(f"{name}.w1.weight").to(self.storage).float().unflatten(0, (moe.experts, ffn))
-        w2 = self.weight(f"{name}.w2.weight").to(self.storage).float().unflatten(0, (moe.experts, ffn))
+        w1 = self.weight(f"{name}.w1.weight").to(self.storage).float().reshape(moe.experts, ffn, dim)
+        w2 = self.weight(f"{name}.w2.weight").to(self.storage).float().reshape(moe.experts, ffn, dim)
         for expert in range(moe.experts):
             weight = (share * (chosen == expert)).sum(-1, keepdim=True)
             hidden = self.store(ACTS[act](self.store(x @ w1[expert].T, f"{name}.w1").float())).float()

@@ -1,7 +1,9 @@
 """Every adapter against its Hugging Face class: random weights, fp32, CPU, padding in the batch."""
 
 from dataclasses import replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ def test_three_rungs(case: Case, tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert loaded.adapter.name == case.adapter.name
     ids, mask = batch(case.lengths, loaded.cfg.vocab)
-    pad = model.config.pad_token_id or 0
+    config: Any = model.config
+    pad = config.pad_token_id or 0
     ids = ids.masked_fill(mask == 0, pad)
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).last_hidden_state

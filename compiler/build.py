@@ -1,0 +1,216 @@
+"""From a checkpoint to a bundle: the compile path, step by step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+import bei
+from bei.adapters.head import Normalize
+from bei.adapters.registry import adapter_for
+from bei.compiler.bundle import BundleWriter, check_destination, writing
+from bei.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_record
+from bei.compiler.checkpoint.load import LoadedModel, load_model
+from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
+from bei.compiler.encoder import output_width
+from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
+from bei.compiler.lowering.signature import signature
+from bei.compiler.progress import QUIET, Progress
+from bei.compiler.target import Target, parse_target
+from bei.compiler.weights import check_shapes
+from bei.errors import CheckpointError
+from bei.manifest import (
+    SCHEMA_VERSION,
+    EngineRecord,
+    HeadSpec,
+    Limits,
+    Manifest,
+    ParityRecord,
+    Source,
+)
+
+TOKENIZER_FILE = "tokenizer.json"
+SOURCE_FOLDER = "source"
+"""Where the checkpoint's small files lie in a bundle, so that the reference model can be rebuilt from it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildOptions:
+    """``targets`` empty: those this machine can build. ``max_length`` None: what the checkpoint serves."""
+
+    repo: str
+    revision: str | None = None
+    out: Path | None = None
+    targets: tuple[str, ...] = ()
+    max_length: int | None = None
+    max_batch_tokens: int = 16384
+    max_batch: int = 256
+    layout: Literal["padded", "packed"] = "padded"
+    offline: bool = False
+    token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A checkpoint understood: everything engines are built from."""
+
+    checkpoint: Checkpoint
+    adapter: str
+    loaded: LoadedModel
+    tokenizer: TokenizerFiles
+    source: Source
+
+
+Certify = Callable[[Path, Path], Manifest]
+"""Measures a complete, not yet renamed bundle against its checkpoint (bundle folder, checkpoint folder), records the
+verdict in the bundle and returns the new manifest."""
+
+
+def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
+    """Everything that can be refused is refused here, before anything is written."""
+    checkpoint = open_checkpoint(
+        options.repo,
+        revision=options.revision,
+        offline=options.offline,
+        token=options.token,
+        progress=progress,
+    )
+    adapter = adapter_for(checkpoint.config)
+    loaded = load_model(checkpoint, adapter)
+    needs = signature(loaded.cfg, loaded.head)
+    check_shapes(checkpoint.name, loaded.weights, needs.needed, needs.optional)
+    return Model(
+        checkpoint=checkpoint,
+        adapter=adapter.name,
+        loaded=loaded,
+        tokenizer=read_tokenizer(checkpoint, loaded),
+        source=source_record(checkpoint, progress),
+    )
+
+
+def compile_bundle(
+    options: BuildOptions, *, progress: Progress = QUIET, certify: Certify | None = None
+) -> tuple[Path, Manifest]:
+    """Checkpoint → bundle on disk. ``certify`` None skips parity (every verdict is then "not run").
+
+    Raises BeiError, and then leaves nothing behind.
+    """
+    targets = tuple(parse_target(name) for name in options.targets) or default_targets()
+    check_buildable(targets)
+    if options.out is not None:
+        check_destination(options.out)
+    model = read_model(options, progress)
+    out = options.out or Path(f"{model.checkpoint.name}.bundle")
+    with writing(out) as writer:
+        _write_sources(model, writer, progress)
+        engines = _build_engines(model, options, targets, writer, progress)
+        manifest = _manifest(model, options, engines, writer)
+        writer.finish(manifest)
+        if certify is not None:
+            manifest = certify(writer.folder, model.checkpoint.folder)
+    return out, manifest
+
+
+def _write_sources(model: Model, writer: BundleWriter, progress: Progress) -> None:
+    """Weights byte-identical at their own paths, every other source file under ``source/``, and the tokenizer."""
+    used = {weight.file for weight in model.loaded.weights.values() if weight.file is not None}
+    files = model.source.files
+    with progress.stage("copying", sum(record.size for record in files.values())) as stage:
+        for name, record in files.items():
+            where = name if name in used else f"{SOURCE_FOLDER}/{name}"
+            writer.copy(where, model.checkpoint.folder / name, record)
+            stage.advance(record.size)
+    writer.write(TOKENIZER_FILE, model.tokenizer.json.encode())
+
+
+def _build_engines(
+    model: Model,
+    options: BuildOptions,
+    targets: Sequence[Target],
+    writer: BundleWriter,
+    progress: Progress,
+) -> tuple[EngineRecord, ...]:
+    request = EngineRequest(
+        cfg=model.loaded.cfg,
+        head=model.loaded.head,
+        weights=model.loaded.weights,
+        limits=_limits(model, options),
+        layout=options.layout,
+    )
+    records = []
+    with progress.stage("building", len(targets), unit="items") as stage:
+        for target in targets:
+            records.append(build_engine(target, request, writer))
+            stage.advance(1)
+    return tuple(records)
+
+
+def _limits(model: Model, options: BuildOptions) -> Limits:
+    """The checkpoint's limits, narrowed by the options; a longer length than it serves is refused."""
+    serves = model.tokenizer.max_length
+    wanted = options.max_length or serves
+    if wanted > serves:
+        raise CheckpointError(
+            f"{model.checkpoint.name}: --max-length {wanted} is more than the checkpoint serves ({serves} tokens). "
+            f"Ask for at most {serves}."
+        )
+    return Limits(
+        max_length=wanted,
+        max_batch_tokens=max(options.max_batch_tokens, wanted),
+        max_batch=options.max_batch,
+    )
+
+
+def _manifest(
+    model: Model, options: BuildOptions, engines: tuple[EngineRecord, ...], writer: BundleWriter
+) -> Manifest:
+    checkpoint, loaded = model.checkpoint, model.loaded
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        bei_version=bei.__version__,
+        name=checkpoint.name,
+        model_type=checkpoint.config.name,
+        adapter=model.adapter,
+        license=checkpoint.license,
+        source=model.source,
+        encoder=msgspec.to_builtins(loaded.cfg),
+        head=_head_spec(loaded),
+        tokenizer=model.tokenizer.spec,
+        prompts=dict(loaded.prompts),
+        default_prompt=loaded.default_prompt,
+        limits=_limits(model, options),
+        precision=_precision(engines),
+        engines=engines,
+        fallback=tuple(sorted((e.target for e in engines), key=_preference)),
+        parity=ParityRecord(file=None, verdicts={engine.target: "not run" for engine in engines}),
+        files=dict(writer.files),
+    )
+
+
+def _head_spec(loaded: LoadedModel) -> HeadSpec:
+    head = loaded.head
+    return HeadSpec(
+        task=head.task,
+        output="sentence_embedding" if head.task == "embed" else "logits",
+        dimensions=output_width(loaded.cfg, head),
+        pooling=head.pooling,
+        include_prompt=head.include_prompt,
+        normalized=any(isinstance(step, Normalize) for step in head.steps[-1:]),
+        matryoshka=head.matryoshka,
+        labels=head.labels,
+        problem_type=head.problem_type,
+    )
+
+
+def _precision(engines: Sequence[EngineRecord]) -> dict[str, Any]:
+    """What is kept in fp32 in every FP16 engine (docs/decisions: FP16 policy)."""
+    kept = ["norm statistics", "softmax", "residual stream", "GEMM and attention accumulation", "pooling", "head"]
+    return {engine.target: {"storage": engine.precision, "fp32": kept} for engine in engines}
+
+
+def _preference(target: str) -> int:
+    """GPU engines before the CPU's."""
+    order = ("tensorrt-sm", "cuda-", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+    return next(i for i, prefix in enumerate(order) if target.startswith(prefix))

@@ -1,0 +1,86 @@
+"""One engine per target: which backend builds it, and which targets this machine can build."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Head
+from bei.compiler.bundle import BundleWriter
+from bei.compiler.engines import onnxruntime, tensorrt
+from bei.compiler.engines.tensorrt import TensorRtOptions
+from bei.compiler.lowering.emit import emit
+from bei.compiler.lowering.policy import TENSORRT
+from bei.compiler.target import Target, parse_target
+from bei.compiler.weights import Weights
+from bei.errors import EngineError
+from bei.manifest import EngineRecord, Limits
+
+RTX_DEFAULT = "tensorrt-rtx-sm80+sm86+sm89+sm120"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRequest:
+    """What every backend builds from."""
+
+    cfg: EncoderConfig
+    head: Head
+    weights: Weights
+    limits: Limits
+    layout: Literal["padded", "packed"]
+
+
+def default_targets() -> tuple[Target, ...]:
+    """ONNX Runtime on the CPU always; TensorRT-RTX for four SMs where its wheel is installed (no GPU needed)."""
+    names = ["onnxruntime-cpu"]
+    if tensorrt.available("tensorrt-rtx") is None:
+        names.append(RTX_DEFAULT)
+    return tuple(parse_target(name) for name in names)
+
+
+def check_buildable(targets: tuple[Target, ...]) -> None:
+    """Refuse, before anything is done, a target that this machine cannot build. Raises EngineError."""
+    for target in targets:
+        if target.backend in ("tensorrt", "tensorrt-rtx"):
+            reason = tensorrt.available(target.backend)
+            if reason is not None:
+                raise EngineError(f"target {target.name!r}: cannot be built here: {reason}.")
+        elif target.name != "onnxruntime-cpu":
+            raise EngineError(f"target {target.name!r}: this version of bei does not build it.")
+
+
+def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:
+    """Build one engine into the bundle. Raises EngineError."""
+    if target.backend == "onnxruntime":
+        return onnxruntime.build(target, request.cfg, request.head, request.weights, writer)
+    return _build_tensorrt(target, request, writer)
+
+
+def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:
+    """A plan under ``engines/<target>/``; FP16 with FP32 accumulation and residual stream."""
+    graph = emit(request.cfg, request.head, request.weights, replace(TENSORRT, layout=request.layout))
+    options = TensorRtOptions(
+        target=target,
+        layout=request.layout,
+        max_batch=request.limits.max_batch,
+        max_length=request.limits.max_length,
+        max_batch_tokens=request.limits.max_batch_tokens,
+    )
+    name = f"engines/{target.name}/plan"
+    path = writer.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    built = tensorrt.build(graph.serialize(), graph.weights, options, path)
+    writer.add(name)
+    assert target.backend in ("tensorrt", "tensorrt-rtx")
+    return EngineRecord(
+        target=target.name,
+        backend=target.backend,
+        device="cuda",
+        layout=request.layout,
+        precision="fp16",
+        path=name,
+        inputs=graph.inputs,
+        status="built, not executed",
+        tool_versions=built.tool_versions,
+        compute_capabilities=target.compute_capabilities,
+        evidence=built.evidence,
+    )

@@ -1,0 +1,83 @@
+"""What a builder needs to know of a serialised graph: its inputs, the weights it refers to, its attentions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from bei.errors import EngineError
+
+ATTENTION_OPS = frozenset({"Attention", "TRT_Attention"})
+
+_BYTES: dict[int, int] = {
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.BFLOAT16: 2,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphFacts:
+    """``inputs``: name → symbolic axes, such as ("batch", "sequence"). ``external``: initializers whose bytes lie
+    outside the graph → their size in bytes. ``attentions``: names of the attention nodes, in order. ``products``:
+    MatMul node → the weight it multiplies with (itself where there is none)."""
+
+    inputs: Mapping[str, tuple[str, ...]]
+    external: Mapping[str, int]
+    attentions: tuple[str, ...]
+    products: Mapping[str, str]
+
+
+def read_graph(graph: bytes) -> GraphFacts:
+    """Facts of a ModelProto without weight data. Raises EngineError when it is none."""
+    try:
+        main = onnx.ModelProto.FromString(graph).graph
+    except Exception as error:  # noqa: BLE001 — protobuf, which onnx does not re-export, has its own tree
+        raise EngineError(f"graph: not an ONNX model ({error}).") from None
+    return GraphFacts(
+        inputs={value.name: _axes(value) for value in main.input},
+        external={
+            tensor.name: _size(tensor)
+            for tensor in main.initializer
+            if tensor.data_location == onnx.TensorProto.EXTERNAL
+        },
+        attentions=tuple(node.name for node in main.node if node.op_type in ATTENTION_OPS),
+        products=_products(main),
+    )
+
+
+def decomposable(graph: bytes) -> bytes:
+    """The same graph with every attention marked as one that may be taken apart (``TRT_decomposable``)."""
+    model = onnx.ModelProto.FromString(graph)
+    for node in model.graph.node:
+        if node.op_type in ATTENTION_OPS and all(a.name != "TRT_decomposable" for a in node.attribute):
+            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+    return bytes(model.SerializeToString())
+
+
+def _axes(value: onnx.ValueInfoProto) -> tuple[str, ...]:
+    return tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    if tensor.data_type not in _BYTES:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise EngineError(f"graph: weight {tensor.name} is {kind}, need FLOAT, FLOAT16 or BFLOAT16.")
+    elements = 1
+    for dim in tensor.dims:
+        elements *= dim
+    return elements * _BYTES[tensor.data_type]
+
+
+def _products(main: onnx.GraphProto) -> dict[str, str]:
+    """Follows a MatMul's second input through casts and transposes to the initializer it comes from."""
+    weights = {tensor.name for tensor in main.initializer}
+    source = {node.output[0]: node.input[0] for node in main.node if node.input}
+    found = {}
+    for node in main.node:
+        if node.op_type == "MatMul":
+            value = node.input[1]
+            while value not in weights and value in source:
+                value = source[value]
+            found[node.name] = value.removesuffix(".weight") if value in weights else node.name
+    return found

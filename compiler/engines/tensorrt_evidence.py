@@ -1,0 +1,74 @@
+"""The evidence a TensorRT build leaves in the manifest, as plain JSON.
+
+fused_attention, attention_layers, unfused_attention   fused kernels, attentions in the graph, names of the lost ones
+kernels, kernels_per_layer        launches per batch; launches from each fused attention to the next
+gemm_accumulation                 weight → "fp32" | "library's choice", as the plan states it
+attention_accumulation            attention → [of q·kᵀ, of weights·v]
+weight_bytes                      by dtype, as the kernels read them
+plan_bytes, profiles              activation_bytes per profile is what the builder reserves at its largest shape
+warnings                          the builder's
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bei.compiler.engines.graph_facts import GraphFacts
+from bei.compiler.engines.tensorrt_log import (
+    NOT_KERNELS,
+    BuildLog,
+    Kernel,
+    first_profile,
+    fused_nodes,
+    kernels_per_layer,
+    weight_elements,
+)
+from bei.compiler.engines.tensorrt_plan import PlanFacts, read_plan
+from bei.compiler.engines.tensorrt_profiles import Profile
+
+_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int32": 4, "Int64": 8, "Bool": 1, "Int8": 1, "UInt8": 1}
+
+
+def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What was built, from the builder's log and the plan."""
+    kernels = first_profile(log.kernels, len(profiles))
+    facts = read_plan(plan)
+    fused = fused_nodes(log.kernels, len(profiles))
+    return {
+        "attention_layers": len(graph.attentions),
+        "fused_attention": sum(kernel.fused_attention for kernel in kernels),
+        "unfused_attention": [name for name in graph.attentions if name not in fused],
+        "kernels": sum(kernel.kind not in NOT_KERNELS for kernel in kernels),
+        "kernels_per_layer": kernels_per_layer(kernels),
+        "gemm_accumulation": {
+            weight: facts.gemms[node] for node, weight in graph.products.items() if node in facts.gemms
+        },
+        "attention_accumulation": _attention_accumulation(kernels, facts),
+        "weight_bytes": {dtype: n * _BYTES.get(dtype, 1) for dtype, n in weight_elements(kernels).items()},
+        "plan_bytes": plan.stat().st_size,
+        "profiles": _profiles(profiles, log.activation),
+        "warnings": list(log.warnings),
+    }
+
+
+def _attention_accumulation(kernels: Sequence[Kernel], facts: PlanFacts) -> dict[str, list[str]]:
+    """Per attention; an attention whose SMs differ lists the weakest."""
+    found = {}
+    for kernel in kernels:
+        if kernel.fused_attention and kernel.function in facts.attentions:
+            weakest = min(facts.attentions[kernel.function], key=lambda pair: pair.count("fp32"))
+            found.update({node: list(weakest) for node in kernel.nodes})
+    return found
+
+
+def _profiles(profiles: Sequence[Profile], activation: Sequence[int]) -> list[dict[str, Any]]:
+    reported = activation if len(activation) == len(profiles) else [None] * len(profiles)
+    return [
+        {
+            "max_batch": profile.batch.high,
+            "max_length": profile.sequence.high,
+            "max_tokens": profile.tokens.high,
+            "activation_bytes": size,
+        }
+        for profile, size in zip(profiles, reported, strict=True)
+    ]
