@@ -24,11 +24,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Rows [start, stop) of a stored tensor (all rows when None), read times ``scale``."""
+    """Rows [start, stop) of a stored tensor (all rows when None), read times ``scale``.
+
+    ``otherwise`` is read where this tensor is not stored: for layouts that config.json does not tell apart.
+    """
 
     name: str
     rows: tuple[int, int] | None = None
     scale: float = 1.0
+    otherwise: "View | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,15 @@ Source = View | Derived
 Rows = Iterable[tuple[str, Source]]
 
 
-def view(name: str, *, rows: tuple[int, int] | None = None, scale: float = 1.0) -> View:
+def view(
+    name: str,
+    *,
+    rows: tuple[int, int] | None = None,
+    scale: float = 1.0,
+    otherwise: View | None = None,
+) -> View:
     """A stored tensor, or some of its rows."""
-    return View(name, rows, scale)
+    return View(name, rows, scale, otherwise)
 
 
 def derive(edit: Callable[..., Array], *names: str) -> Derived:
@@ -150,6 +160,8 @@ class TaskHead:
 
 
 HeadReader = Callable[[HfConfig], TaskHead]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Stored tensors under their full names, and their shapes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +175,8 @@ class Adapter:
     ignore: glob patterns (prefix removed) of tensors known not to affect the result.
     sequence_head, token_head: readers of `…ForSequenceClassification` and `…ForTokenClassification`.
     embedding_head: steps that the checkpoint's own class applies to every token after the encoder (a projection);
-        they run on the pooled vector, so they must be linear without bias. Returns None where there are none.
+        they run on the pooled vector, so they must be linear without bias. Its second argument is what the
+        checkpoint stores, for projections that config.json does not mention. Returns None where there are none.
     """
 
     name: str
@@ -176,4 +189,4 @@ class Adapter:
     ignore: tuple[str, ...] = ()
     sequence_head: HeadReader | None = None
     token_head: HeadReader | None = None
-    embedding_head: Callable[[HfConfig], TaskHead | None] | None = None
+    embedding_head: Callable[[HfConfig, Shapes], TaskHead | None] | None = None

@@ -5,12 +5,18 @@ from collections.abc import Sequence
 
 from bei.adapters.base import Adapter, HfConfig
 from bei.adapters.bert import BERT
+from bei.adapters.distilbert import DISTILBERT
+from bei.adapters.modernbert import MODERNBERT
+from bei.adapters.mpnet import MPNET
 from bei.adapters.roberta import ROBERTA
 from bei.errors import UnknownArchitecture
 
 ADAPTERS: tuple[Adapter, ...] = (
     BERT,
     ROBERTA,
+    DISTILBERT,
+    MPNET,
+    MODERNBERT,
 )
 
 

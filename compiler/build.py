@@ -85,7 +85,7 @@ def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
         checkpoint=checkpoint,
         adapter=adapter.name,
         loaded=loaded,
-        tokenizer=read_tokenizer(checkpoint, loaded),
+        tokenizer=read_tokenizer(checkpoint, loaded.head_files, loaded.cfg),
         source=source_record(checkpoint, progress),
     )
 
@@ -178,8 +178,8 @@ def _manifest(
         encoder=msgspec.to_builtins(loaded.cfg),
         head=_head_spec(loaded),
         tokenizer=model.tokenizer.spec,
-        prompts=dict(loaded.prompts),
-        default_prompt=loaded.default_prompt,
+        prompts=loaded.head_files.prompts,
+        default_prompt=loaded.head_files.default_prompt,
         limits=_limits(model, options),
         precision=_precision(engines),
         engines=engines,

@@ -1,7 +1,7 @@
 """What a long step tells the person waiting for it: named stages that advance, shown on a terminal or nowhere.
 
-    with progress.stage("hashing", total=nbytes) as stage:
-        stage.advance(len(chunk))
+with progress.stage("hashing", total=nbytes) as stage:
+    stage.advance(len(chunk))
 """
 
 import sys
@@ -12,7 +12,15 @@ from typing import Literal, Protocol
 
 from rich.console import Console as Terminal
 from rich.filesize import decimal
-from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import Progress as Bars
 from rich.text import Text
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bei.adapters.base import Derived, Source
+from bei.adapters.base import Derived, Source, View
 from bei.compiler.checkpoint.stored import DTYPES, WEIGHT_DTYPES, StoredTensor
 from bei.errors import WeightMismatch
 
@@ -88,6 +88,7 @@ def resolve(
     for name, source in rows:
         if name in weights:
             twice.append(name)
+        source = _stored(source, tensors)
         needed = source.names if isinstance(source, Derived) else (source.name,)
         read.update(needed)
         absent = [n for n in needed if n not in tensors]
@@ -152,6 +153,13 @@ def _finite(values: npt.NDArray[Any], chunk: int = 1 << 22) -> bool:
     )
 
 
+def _stored(source: Source, tensors: Mapping[str, StoredTensor]) -> Source:
+    """``source``, or its ``otherwise`` where only that is stored."""
+    if isinstance(source, View) and source.otherwise and source.name not in tensors:
+        return source.otherwise if source.otherwise.name in tensors else source
+    return source
+
+
 def _weight(
     subject: str, name: str, source: Source, tensors: Mapping[str, StoredTensor], folder: Path
 ) -> Weight:
@@ -164,6 +172,10 @@ def _weight(
         raise WeightMismatch(
             f"{subject}: {source.name} is stored as {tensor.dtype}, need one of {', '.join(WEIGHT_DTYPES)}. "
             "Use the repository's full-precision revision."
+        )
+    if not tensor.shape:
+        raise WeightMismatch(
+            f"{subject}: {source.name} is a single number, but {name} needs rows. The checkpoint is damaged."
         )
     start, stop = source.rows or (0, tensor.shape[0])
     if not 0 <= start < stop <= tensor.shape[0]:

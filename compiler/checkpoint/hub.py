@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.hf_api import RepoFile
 
 from bei import __version__
 from bei.compiler.checkpoint.files import CARD, read_license
@@ -105,7 +106,7 @@ def _download(
         return Path(found)
 
     folder = snapshot(DESCRIPTION, _bars(None))
-    listed = _listing(repo, pinned, folder)
+    listed = _listing(api, repo, pinned, folder if offline else None)
     needed = [name for name in _needed(repo, folder, listed) if name in listed]
     missing = sum(listed[name] for name in needed if not (folder / name).exists())
     _check_space(repo, missing)
@@ -114,13 +115,22 @@ def _download(
     return folder, pinned.resolved
 
 
-def _listing(repo: str, pinned: str, folder: Path) -> dict[str, int]:
-    """Path → bytes of the repository's files at this commit, or of what the cache has of it."""
+def _listing(api: HfApi, repo: str, pinned: str, cached: Path | None) -> dict[str, int]:
+    """Path → bytes of the repository's files at this commit.
+
+    ``cached`` is the snapshot's folder when the Hub may not be asked: caches written by old versions of
+    huggingface_hub have no listing, so what is there counts.
+    """
     try:
         return {file.path: file.size for file in get_cached_repo_tree(repo, revision=pinned)}
     except CachedRepoTreeNotFoundError:
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        if cached is None:
+            tree = api.list_repo_tree(repo, recursive=True, revision=pinned)
+            return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    files = {path.relative_to(cached).as_posix(): path for path in cached.rglob("*") if path.is_file()}
+    if SINGLE not in files and INDEX not in files:
+        raise CheckpointError(f"{repo}: the Hub cache holds no weights of it. Run once without --offline.")
+    return {name: path.stat().st_size for name, path in files.items()}
 
 
 def _needed(repo: str, folder: Path, listed: Sequence[str] | dict[str, int]) -> list[str]:
@@ -148,9 +158,11 @@ def _bars(stage: Stage | None) -> type:
     """A progress bar class for huggingface_hub that counts the bytes written to disk into ``stage``."""
 
     class Bar:
-        format_dict: dict[str, Any] = {}
+        format_dict: ClassVar[dict[str, Any]] = {}
 
-        def __init__(self, *args: Any, total: float | None = None, unit: str = "", desc: str = "", **_: Any) -> None:
+        def __init__(
+            self, *args: Any, total: float | None = None, unit: str = "", desc: str = "", **_: Any
+        ) -> None:
             self.n: float = 0
             self.total = total
             self._counts = stage is not None and unit == "B" and not desc.startswith("Downloading")
@@ -160,7 +172,7 @@ def _bars(stage: Stage | None) -> type:
             if stage is not None and self._counts:
                 stage.advance(int(amount or 0))
 
-        def __enter__(self) -> "Bar":
+        def __enter__(self) -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -195,6 +207,8 @@ def _explained(repo: str, revision: str | None, offline: bool) -> Iterator[None]
 def _explain(error: Exception, repo: str, revision: str | None, offline: bool) -> str:
     at = f"revision {revision!r}" if revision else "its default revision"
     login = "log in (hf auth login), set HF_TOKEN, or pass --token"
+    if isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__
     if isinstance(error, HFValidationError):
         return f"{repo!r}: neither a folder nor a Hub id (owner/name). Check the spelling."
     if isinstance(error, GatedRepoError):

@@ -77,7 +77,9 @@ def shards(weight_map: Mapping[str, str]) -> tuple[str, ...]:
 
 def no_weights(subject: str, names: Iterable[str]) -> str:
     """The message for a checkpoint without safetensors, given the file names that it does have."""
-    other = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")))
+    other = sorted(
+        n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf"))
+    )
     if not other:
         return f"{subject}: no weights. Need {SINGLE}, or {INDEX} and its shards."
     return (
@@ -125,7 +127,10 @@ def _header_length(file: str, first: bytes, size: int) -> int:
         _damaged(file, f"{size} bytes long, too short for a safetensors file")
     (length,) = struct.unpack("<Q", first)
     if not 2 <= length <= min(size - 8, MAX_HEADER):
-        _damaged(file, f"header length {length} in a file of {size} bytes (a download cut short, or no safetensors)")
+        _damaged(
+            file,
+            f"header length {length} in a file of {size} bytes (a download cut short, or no safetensors)",
+        )
     return int(length)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 FUSED_ATTENTION = "_gemm_mha"
 """Every fused attention kernel's name begins so."""
 
-NOT_KERNELS = frozenset({"shape_call", "copy", "memset", "assert"})
-"""Kinds of entries in the list that launch nothing, or only move a few bytes."""
+NOT_KERNELS = frozenset({"shape_call", "signal", "wait", "copy", "memset", "assert"})
+"""Kinds of entries in the list that launch nothing (or only move a few bytes)."""
 
 _ACTIVATION = "Total Activation Memory: "
 _LAYERS = "Layers:\n"

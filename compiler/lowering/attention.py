@@ -5,6 +5,8 @@ q [..., N, H], k and v [..., K, H] token-wise; every form returns [..., N·H] to
 
 from typing import Any
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from bei.compiler.lowering.graph import CONTRIB, Graph
@@ -25,14 +27,23 @@ def attention(
     spec: Attention,
 ) -> ir.Value:
     """softmax(cap(scale·q·kᵀ) + bias)·v over visible keys, in the policy's form (soft cap only has the primitive)."""
-    q, k, v = (layout.pad(g.cast(x, policy.compute)) for x in (q, k, v))
+    q, k, v = (g.cast(x, policy.compute) for x in (q, k, v))
     if spec.softcap is not None or policy.attention == "primitive":
-        out = _primitive(g, masks, policy, q, k, v, spec)
+        out = _primitive(g, masks, policy, *(layout.pad(x) for x in (q, k, v)), spec)
     elif policy.attention == "mha":
-        out = _mha(g, masks, policy, q, k, v, spec)
+        out = _mha(g, masks, policy, *(layout.pad(x) for x in (q, k, v)), spec)
     else:
-        out = _standard(g, masks, policy, q, k, v, spec)
+        out = _standard(g, masks, policy, *_padded_as_one(g, layout, q, k, v, spec), spec)
     return layout.unpad(out, spec.heads * spec.head_dim)
+
+
+def _padded_as_one(
+    g: Graph, layout: Layout, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention
+) -> Sequence[ir.Value]:
+    """q, k, v [B, L, heads, H], joined and split again: TensorRT then makes one kernel of their biases, gathers and
+    transposes, where three apart take three."""
+    joined = layout.pad(g.op("Concat", q, k, v, axis=-2))
+    return g.split(joined, (spec.heads, spec.kv_heads, spec.kv_heads), axis=-2)
 
 
 def _mha(

@@ -64,9 +64,15 @@ class Graph:
             self._domains[domain] = 1
         return out
 
-    def split(self, x: ir.Value, count: int, axis: int = -1) -> Sequence[ir.Value]:
-        """Equal parts along an axis."""
-        outs = self._tape.op_multi_out("Split", [x], {"axis": axis, "num_outputs": count}, num_outputs=count)
+    def split(self, x: ir.Value, parts: int | Sequence[int], axis: int = -1) -> Sequence[ir.Value]:
+        """So many equal parts along an axis, or parts of the given sizes."""
+        if isinstance(parts, int):
+            outs = self._tape.op_multi_out(
+                "Split", [x], {"axis": axis, "num_outputs": parts}, num_outputs=parts
+            )
+        else:
+            sizes = self.ints(*parts)
+            outs = self._tape.op_multi_out("Split", [x, sizes], {"axis": axis}, num_outputs=len(parts))
         assert x.dtype is not None
         for out in outs:
             out.dtype = x.dtype

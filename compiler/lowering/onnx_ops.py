@@ -74,8 +74,10 @@ class OnnxOps:
     def _product(self, x: ir.Value, weight: ir.Value, dtype: ir.DataType, *, transpose: bool) -> ir.Value:
         g, wide = self.g, self.policy.accumulate32 and dtype != FLOAT
         x = g.cast(x, dtype)
-        if wide:
-            x, weight = g.cast(x, FLOAT), g.cast(weight, FLOAT)
+        if (
+            wide
+        ):  # a cast of its own for each product: shared, TensorRT no longer sees the pattern (fp32 GEMMs)
+            x, weight = g.op("Cast", x, dtype=FLOAT, to=int(FLOAT)), g.cast(weight, FLOAT)
         if transpose:
             weight = g.op("Transpose", weight, perm=[1, 0])
         return g.cast(g.op("MatMul", x, weight), dtype)

@@ -16,8 +16,7 @@ Bool = npt.NDArray[np.bool_]
 
 def finite_rows(x: Array) -> Bool:
     """[n]: rows of [n, ...] without NaN or Inf."""
-    good: Bool = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-    return good
+    return np.asarray(np.isfinite(x).reshape(len(x), -1).all(axis=1))
 
 
 def cosine_distance(ours: Array, theirs: Array) -> F64:
@@ -65,7 +64,7 @@ def neighbour_overlap(ours: Array, theirs: Array, k: int = 10, tie: float = 1e-6
 
 
 def similarity_rank_correlation(ours: Array, theirs: Array) -> float | None:
-    """Spearman's ρ over the cosines of all pairs of texts (rows [n, d]); None for fewer than three texts."""
+    """Spearman's coefficient over the cosines of all pairs of texts (rows [n, d]); None for fewer than three texts."""
     if len(theirs) < 3:
         return None
     upper = np.triu_indices(len(theirs), 1)
@@ -85,15 +84,19 @@ def average_ranks(x: Array) -> F64:
     return mean[inverse]
 
 
-def kendall_tau(a: Array, b: Array) -> float:
-    """Kendall's τ-b of two series [n]: concordant minus discordant pairs, corrected for ties; in O(n²) memory."""
-    upper = np.triu_indices(len(a), 1)
-    x = np.sign(a[:, None] - a[None, :])[upper]
-    y = np.sign(b[:, None] - b[None, :])[upper]
-    untied = float(np.count_nonzero(x)) * float(np.count_nonzero(y))
-    if untied == 0:
-        return 1.0 if not x.any() and not y.any() else 0.0
-    return float((x * y).sum() / np.sqrt(untied))
+def kendall_tau(ours: Array, theirs: Array, tie: float = 1e-6) -> float | None:
+    """Of the pairs of [n] scores that the reference tells apart by more than ``tie``: (same order − opposite) / all.
+
+    Kendall's τ where the reference has no ties; a tie of ours in a decided pair counts as neither. O(n²) memory.
+    None when the reference decides no pair.
+    """
+    upper = np.triu_indices(len(theirs), 1)
+    reference = (theirs[:, None].astype(np.float64) - theirs[None, :])[upper]
+    mine = (ours[:, None].astype(np.float64) - ours[None, :])[upper]
+    decided = np.abs(reference) > tie
+    if not decided.any():
+        return None
+    return float((np.sign(mine) * np.sign(reference))[decided].mean())
 
 
 def ndcg(scores: Array, reference: Array) -> float:

@@ -4,14 +4,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from logging import ERROR, getLogger
+from typing import Any
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within: errors only, no progress bars, no Hub (as HF_HUB_OFFLINE=1); afterwards everything as it was."""
     from huggingface_hub import constants
-    from transformers.utils import logging
+    from transformers import utils
 
+    logging: Any = utils.logging
     verbosity, offline = logging.get_verbosity(), constants.HF_HUB_OFFLINE
     bars = logging.is_progress_bar_enabled()
     sentence_transformers = getLogger("sentence_transformers")

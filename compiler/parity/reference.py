@@ -63,7 +63,9 @@ class LayerReference(Reference, Protocol):
         """[n, D] by name: ``embed``, ``layers.0`` …, and ``output`` for the last, final norm included."""
 
 
-def hugging_face(folder: Path, task: Task, *, max_length: int | None = None) -> "Embedder | Classifier | Tagger":
+def hugging_face(
+    folder: Path, task: Task, *, max_length: int | None = None
+) -> "Embedder | Classifier | Tagger":
     """The reference for the checkpoint in ``folder``; inputs are cut at ``max_length`` tokens where that is shorter.
 
     Raises ParityError: the extra is not installed, the folder cannot be loaded, or transformers would load it as
@@ -192,9 +194,7 @@ class Tagger:
             )
         chunk = {**self._encoded[text], "logits": torch.from_numpy(logits[None].copy()), "sentence": text}
         found = self.pipeline.postprocess([chunk], AggregationStrategy(strategy))
-        return [
-            (int(e["start"]), int(e["end"]), str(e.get("entity_group", e.get("entity")))) for e in found
-        ]
+        return [(int(e["start"]), int(e["end"]), str(e.get("entity_group", e.get("entity")))) for e in found]
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -279,19 +279,25 @@ def _load_classifier(folder: Path, task: Task, max_length: int | None) -> Classi
 
     model, tokenizer, length = _load_with_head(folder, AutoModelForSequenceClassification, max_length)
     return Classifier(
-        model=model, tokenizer=tokenizer, max_length=length, task=task, versions=_versions("transformers", "torch")
+        model=model,
+        tokenizer=tokenizer,
+        max_length=length,
+        task=task,
+        versions=_versions("transformers", "torch"),
     )
 
 
 def _load_tagger(folder: Path, task: Task, max_length: int | None) -> Tagger:
-    from transformers import AutoModelForTokenClassification, TokenClassificationPipeline
+    import transformers
+    from transformers import AutoModelForTokenClassification
 
+    pipeline_class: Any = transformers.TokenClassificationPipeline
     model, tokenizer, length = _load_with_head(folder, AutoModelForTokenClassification, max_length)
     return Tagger(
         model=model,
         tokenizer=tokenizer,
         max_length=length,
-        pipeline=TokenClassificationPipeline(model=model, tokenizer=tokenizer, device=-1),
+        pipeline=pipeline_class(model=model, tokenizer=tokenizer, device=-1),
         versions=_versions("transformers", "torch"),
     )
 
@@ -310,7 +316,11 @@ def _load_with_head(folder: Path, auto_class: Any, max_length: int | None) -> tu
             use_safetensors=True,
             output_loading_info=True,
         )
-        return model, info, AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return (
+            model,
+            info,
+            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        )
 
     model, info, tokenizer = _loaded(load, folder)
     if absent := sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])}):

@@ -7,6 +7,7 @@ A row is one text (column or key ``text``, optionally ``pair``) or, for reranker
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ def read_texts(path: Path) -> tuple[Sample, ...]:
     groups: dict[str, int] = {}
     try:
         samples = tuple(
-            sample
-            for where, row in reader(path)
-            for sample in _samples(row, f"{path.name}: {where}", groups)
+            sample for where, row in reader(path) for sample in _samples(row, f"{path.name}: {where}", groups)
         )
     except UnicodeDecodeError as error:
         raise ParityError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from None
@@ -106,21 +105,19 @@ def _csv(path: Path) -> Rows:
 
 def _parquet(path: Path) -> Rows:
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+        arrow: Any = import_module("pyarrow")
+        parquet: Any = import_module("pyarrow.parquet")
     except ModuleNotFoundError:
         raise ParityError(
             f"{path}: reading parquet needs pyarrow. Run: pip install pyarrow, or give jsonl instead."
         ) from None
     try:
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             have = set(file.schema_arrow.names)
-            columns = [
-                name for name in ("text", "pair", "query", "document", "documents") if name in have
-            ]
+            columns = [name for name in ("text", "pair", "query", "document", "documents") if name in have]
             batches: Iterable[Any] = file.iter_batches(columns=columns)
             yield from _numbered(row for batch in batches for row in batch.to_pylist())
-    except ArrowException as error:
+    except arrow.ArrowException as error:
         raise ParityError(f"{path}: not a readable parquet file ({error}).") from None
 
 

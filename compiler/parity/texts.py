@@ -143,9 +143,7 @@ def _groups(singles: Sequence[Sample]) -> Iterator[Sample]:
     rest = [sample for sample in singles if sample.kind != "topic"]
     for i, sample in enumerate(rest):
         group = i % len(topics)
-        yield Sample(
-            kind=sample.kind, text=topics[group].query, pair=sample.text, group=len(topics) + group
-        )
+        yield Sample(kind=sample.kind, text=topics[group].query, pair=sample.text, group=len(topics) + group)
     yield Sample(kind="length", text=_running_text(300), pair=_running_text(250))
 
 

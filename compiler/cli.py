@@ -1,0 +1,137 @@
+"""bei-compile: a checkpoint in, a bundle out.
+
+Exit codes: 0 done; 1 built, but the parity gate failed (the bundle is kept and marked); 2 the input is not usable;
+130 interrupted. Messages go to standard error, one for each failure; ``--json`` prints one object on standard output.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from bei.compiler.build import BuildOptions, Certify, compile_bundle
+from bei.compiler.progress import Progress, for_stderr
+from bei.compiler.truss import TrussRequest, read_truss
+from bei.errors import BeiError, InputError
+from bei.manifest import Manifest
+
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; each one is a promise (tests/test_cli_options.py lists them)."""
+    p = argparse.ArgumentParser(prog="bei-compile", description="Compile an encoder checkpoint into a bundle.")
+    p.add_argument("--repo", metavar="REPO|DIR", help="a Hub repository or a local folder")
+    p.add_argument("--revision", help="branch, tag, commit or refs/pr/N of a Hub repository")
+    p.add_argument("--config", type=Path, metavar="FILE", help="a Baseten Truss config.yaml instead of --repo")
+    p.add_argument("--target", action="append", default=[], help="repeatable; default: all this machine can build")
+    p.add_argument("--layout", choices=("padded", "packed"), default="padded", help="of GPU engines")
+    p.add_argument("--out", type=Path, metavar="DIR", help="default: <name>.bundle")
+    p.add_argument("--max-length", type=_positive, help="tokens of one text (default: what the checkpoint serves)")
+    p.add_argument("--max-batch-tokens", type=_positive, help="tokens of one engine call (default 16384)")
+    p.add_argument("--max-batch", type=_positive, help="texts of one engine call (default 256)")
+    p.add_argument("--no-parity", action="store_true", help="do not compare with Hugging Face (marks it unverified)")
+    p.add_argument("--offline", action="store_true", help="use the Hub cache only")
+    p.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+    return report_errors("bei-compile", lambda: _run(args))
+
+
+def report_errors(program: str, run: Callable[[], int]) -> int:
+    """Run a command; an expected error is one message on standard error and an exit code, never a traceback."""
+    try:
+        return run()
+    except BeiError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{program}:[/] {escape(str(error))}", highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"[bold red]{program}:[/] interrupted; nothing was left behind")
+        return INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    options, warnings = _options(args)
+    for warning in warnings:
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+    progress = for_stderr(quiet=args.json)
+    certify = None if args.no_parity else _certifier(progress)
+    started = time.perf_counter()
+    out, manifest = compile_bundle(options, progress=progress, certify=certify)
+    result = _result(out, manifest, time.perf_counter() - started)
+    print(json.dumps(result) if args.json else _summary(result))
+    return 1 if "failed" in manifest.parity.verdicts.values() else 0
+
+
+def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
+    """From flags, or from a Truss config with flags on top."""
+    if (args.repo is None) == (args.config is None):
+        raise InputError("bei-compile: need either --repo or --config. See bei-compile --help.")
+    truss: TrussRequest | None = None if args.config is None else read_truss(args.config)
+    options = BuildOptions(
+        repo=args.repo if truss is None else truss.repo,
+        revision=args.revision or (truss.revision if truss else None),
+        out=args.out,
+        targets=tuple(args.target),
+        max_length=args.max_length,
+        layout=args.layout,
+        offline=args.offline,
+    )
+    tokens = args.max_batch_tokens or (truss.max_batch_tokens if truss else None)
+    rows = args.max_batch or (truss.max_batch if truss else None)
+    options = replace(
+        options,
+        max_batch_tokens=tokens or options.max_batch_tokens,
+        max_batch=rows or options.max_batch,
+    )
+    return options, truss.warnings if truss else ()
+
+
+def _certifier(progress: Progress) -> Certify:
+    """Parity needs torch and transformers: without them the user hears it before anything is built."""
+    from bei.compiler.parity.certificate import certifier
+
+    return certifier(progress)
+
+
+def _result(out: Path, manifest: Manifest, seconds: float) -> dict[str, Any]:
+    return {
+        "bundle": str(out),
+        "name": manifest.name,
+        "task": manifest.head.task,
+        "dimensions": manifest.head.dimensions,
+        "source": {"repo": manifest.source.repo, "revision": manifest.source.revision},
+        "engines": [msgspec.to_builtins(engine) for engine in manifest.engines],
+        "parity": msgspec.to_builtins(manifest.parity),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _summary(result: dict[str, Any]) -> str:
+    lines = [f"{result['bundle']}: {result['name']}, {result['task']}, {result['seconds']} s"]
+    verdicts = result["parity"]["verdicts"]
+    lines += [f"  {e['target']}: {e['status']}, parity {verdicts[e['target']]}" for e in result["engines"]]
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"need a positive number, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

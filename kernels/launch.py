@@ -1,0 +1,75 @@
+"""What every kernel file offers beside its reference: how to launch it on given operands.
+
+A kernel module has ``reference(**operands, **attrs) -> dict`` in fp32 PyTorch, ``plan(forms, sm, **attrs) -> KernelLaunch``,
+``SHAPES`` and ``make_inputs(shape, …)``. Its Triton function takes pointers, then int32 sizes, then constants; an
+operand that is None compiles to nothing. PyTorch is imported only where it is used: compiling needs Triton alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bei.cuda_plan import DType, Size, Symbol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """A row-major matrix operand: ``width`` elements a row, rows ``stride`` elements apart."""
+
+    dtype: DType
+    width: int
+    stride: int
+
+
+Forms = Mapping[str, Form | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelLaunch:
+    """``pointers``: parameter → element type, None where absent, in the function's order; ``constants`` its constexprs."""
+
+    function: Any
+    pointers: Mapping[str, DType | None]
+    sizes: tuple[Symbol, ...]
+    constants: Mapping[str, int | float | bool]
+    grid: tuple[Size, ...]
+    warps: int = 4
+    stages: int = 2
+
+
+def launch(forms: Forms, **fields: Any) -> KernelLaunch:
+    """A `KernelLaunch` whose pointers are ``forms`` in order."""
+    return KernelLaunch(pointers={name: form and form.dtype for name, form in forms.items()}, **fields)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two ≥ n: Triton's block sizes."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def form(tensor: "Tensor | None") -> Form | None:
+    """The form of a PyTorch matrix, or of a vector as one row."""
+    if tensor is None:
+        return None
+    dtypes: dict[str, DType] = {
+        "torch.float16": "f16",
+        "torch.float32": "f32",
+        "torch.bfloat16": "bf16",
+        "torch.int32": "i32",
+    }
+    stride = tensor.stride(0) if tensor.ndim == 2 else tensor.shape[-1]
+    return Form(dtype=dtypes[str(tensor.dtype)], width=tensor.shape[-1], stride=stride)
+
+
+def run(
+    module: Any, tensors: "Mapping[str, Tensor | None]", sizes: Mapping[str, int], *, sm: int = 80, **attrs: Any
+) -> None:
+    """Launch a kernel module on PyTorch tensors, outputs included: a CUDA device, or Triton's interpreter."""
+    how = module.plan({name: form(tensor) for name, tensor in tensors.items()}, sm=sm, **attrs)
+    grid = tuple(size.of(sizes) for size in how.grid)
+    numbers = [sizes[symbol] for symbol in how.sizes]
+    pointers = [tensors[name] for name in how.pointers]
+    how.function[grid](*pointers, *numbers, **how.constants, num_warps=how.warps, num_stages=how.stages)

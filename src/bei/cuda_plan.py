@@ -1,0 +1,178 @@
+"""The launch plan of the CUDA engine: what its compiler writes and its executor reads.
+
+A plan is an explicit list of steps over operands in an arena, with the compiled kernels and small constants inside.
+Sizes depend on three numbers of a batch: ``tokens`` T, ``rows`` B (texts) and ``work`` W (attention's query blocks).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from bei.errors import BundleError
+
+PLAN_VERSION = 1
+
+Symbol = Literal["tokens", "rows", "work", "one"]
+DType = Literal["f16", "f32", "bf16", "i32"]
+Epilogue = Literal["none", "relu", "gelu_tanh"]
+
+ITEMSIZE: dict[DType, int] = {"f16": 2, "f32": 4, "bf16": 2, "i32": 4}
+
+INPUTS: dict[str, tuple[Symbol, int]] = {
+    "ids": ("tokens", 1),
+    "types": ("tokens", 1),
+    "index": ("tokens", 1),
+    "positions": ("tokens", 1),
+    "owner": ("tokens", 1),
+    "starts": ("rows", 1),
+    "lengths": ("rows", 1),
+    "prompts": ("rows", 1),
+    "work": ("work", 4),
+}
+"""int32 inputs: symbol, columns. ``index`` is a token's place in its text, ``positions`` its row of the position
+table, ``owner`` its text; ``starts`` a text's first token; ``work`` (first token, length, first query, 0)."""
+
+
+class _Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Immutable and strict."""
+
+
+class Size(_Data):
+    """ceil(sizes[symbol] · times / per); the symbol ``one`` is 1."""
+
+    symbol: Symbol
+    times: int = 1
+    per: int = 1
+
+    def of(self, sizes: Mapping[str, int]) -> int:
+        """The number for a batch; ``sizes`` by symbol."""
+        return -(-sizes.get(self.symbol, 1) * self.times // self.per)
+
+
+class Operand(_Data):
+    """A row-major [symbol, width] matrix: rows ``stride`` elements apart, beginning at element ``column``.
+
+    ``name`` is an arena buffer, a weight or one of `INPUTS`.
+    """
+
+    place: Literal["arena", "weight", "input"]
+    name: str
+    rows: Symbol
+    dtype: DType
+    width: int
+    stride: int
+    column: int = 0
+
+
+class Launch(_Data, tag="launch"):
+    """One kernel launch: ``op`` and ``attrs`` say what it computes (`bei.kernels.<op>.reference`), the rest how.
+
+    ``function`` is a key of the plan's functions; ``operands`` in the kernel's parameter order (None: compiled out),
+    then ``sizes`` as int32.
+    """
+
+    op: str
+    attrs: dict[str, Any]
+    operands: dict[str, Operand | None]
+    writes: tuple[str, ...]
+    function: str = ""
+    grid: tuple[Size, ...] = ()
+    sizes: tuple[Symbol, ...] = ()
+
+
+class Product(_Data, tag="product"):
+    """out = epilogue(x · Wᵀ + bias), fp32 accumulation; W [width of out, width of x], or ``transposed`` [x, out]."""
+
+    x: Operand
+    weight: Operand
+    bias: Operand | None
+    out: Operand
+    transposed: bool = False
+    epilogue: Epilogue = "none"
+
+
+Step = Launch | Product
+
+
+class Function(_Data):
+    """A compiled kernel: ``scratch`` null pointers follow the sizes (Triton's scratch parameters, unused here)."""
+
+    cubin: bytes
+    symbol: str
+    threads: int
+    shared: int
+    scratch: int
+
+
+class Buffer(_Data):
+    """A region of the arena of its symbol: [offset · n, (offset + row_bytes) · n) for n tokens or rows."""
+
+    rows: Symbol
+    offset: int
+    row_bytes: int
+
+
+class Part(_Data):
+    """``count`` stored values times ``scale`` go to element ``at`` of a weight; ``file`` None: the plan's constants."""
+
+    file: str | None
+    offset: int
+    dtype: Literal["F16", "F32", "BF16"]
+    count: int
+    at: int = 0
+    scale: float = 1.0
+
+
+class WeightTensor(_Data):
+    """A device tensor of ``count`` elements put together from parts; the rest is zero."""
+
+    dtype: DType
+    count: int
+    parts: tuple[Part, ...]
+
+
+class Plan(_Data):
+    """One engine for one SM. ``arena`` bytes a token (``tokens``) and a row (``rows``) of a batch need.
+
+    ``query_block``: queries a work item covers. ``inputs``: the `INPUTS` read. ``output``: the head's result.
+    """
+
+    version: int
+    sm: int
+    triton: str
+    stream: Literal["f16", "f32"]
+    steps: tuple[Step, ...]
+    functions: dict[str, Function]
+    buffers: dict[str, Buffer]
+    arena: dict[Symbol, int]
+    weights: dict[str, WeightTensor]
+    constants: bytes
+    inputs: tuple[str, ...]
+    output: Operand
+    query_block: int
+    position_pad: int | None
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """MessagePack bytes."""
+    return msgspec.msgpack.encode(plan)
+
+
+def decode_plan(data: bytes, where: str) -> Plan:
+    """Parse; ``where`` names the file in errors. Raises BundleError."""
+    try:
+        version = msgspec.msgpack.decode(data, type=_Version).version
+        if version != PLAN_VERSION:
+            raise BundleError(
+                f"{where}: plan version {version}, but this bei reads {PLAN_VERSION}. Rebuild with bei-compile."
+            )
+        return msgspec.msgpack.decode(data, type=Plan)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{where}: not a launch plan ({error}). Rebuild with bei-compile.") from None
+
+
+class _Version(msgspec.Struct):
+    """The one field that every version of the format has."""
+
+    version: int
