@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from bei.adapters.base import Adapter, HfConfig
 from bei.adapters.bert import BERT
 from bei.adapters.distilbert import DISTILBERT
+from bei.adapters.eurobert import EUROBERT
+from bei.adapters.gemma3 import GEMMA3
+from bei.adapters.gte import GTE
+from bei.adapters.jina_bert import JINA_BERT
+from bei.adapters.jina_bert_code import JINA_BERT_CODE
+from bei.adapters.jina_v3 import JINA_V3
+from bei.adapters.llama import LLAMA
+from bei.adapters.llama_bidirec import LLAMA_BIDIREC
+from bei.adapters.mistral import MISTRAL
 from bei.adapters.modernbert import MODERNBERT
 from bei.adapters.mpnet import MPNET
+from bei.adapters.nomic_bert import NOMIC_BERT
+from bei.adapters.qwen2 import QWEN2
+from bei.adapters.qwen3 import QWEN3
 from bei.adapters.roberta import ROBERTA
 from bei.errors import UnknownArchitecture
 
@@ -17,6 +29,18 @@ ADAPTERS: tuple[Adapter, ...] = (
     DISTILBERT,
     MPNET,
     MODERNBERT,
+    NOMIC_BERT,
+    JINA_BERT,
+    JINA_BERT_CODE,
+    GTE,
+    JINA_V3,
+    LLAMA,
+    LLAMA_BIDIREC,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA3,
+    EUROBERT,
 )
 
 

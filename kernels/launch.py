@@ -40,6 +40,16 @@ class KernelLaunch:
     stages: int = 2
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Operands of one call, outputs allocated (``writes`` names them), with its sizes and attributes."""
+
+    operands: "Mapping[str, Tensor | None]"
+    writes: tuple[str, ...]
+    sizes: Mapping[str, int]
+    attrs: Mapping[str, Any]
+
+
 def launch(forms: Forms, **fields: Any) -> KernelLaunch:
     """A `KernelLaunch` whose pointers are ``forms`` in order."""
     return KernelLaunch(pointers={name: form and form.dtype for name, form in forms.items()}, **fields)

@@ -1,18 +1,19 @@
 """Texts, pairs and token ids to rows, with Hugging Face's `tokenizers` library.
 
-The library object is never reconfigured after loading, so one `Tokenizer` serves any number of threads: truncation is
-done here, on the finished ids, exactly as the library would have done it.
+The library object is never reconfigured once loaded, so one `Tokenizer` serves any number of threads: truncation is
+done here, on the finished ids, and gives what the library's own would have given.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.normalizers import Sequence as Normalizers
 
 from bei.errors import BundleError, InputError
 from bei.manifest import TokenizerSpec
@@ -20,15 +21,17 @@ from bei.runtime.bundle import Bundle
 from bei.runtime.executor import Ids, Row
 
 Side = Literal["left", "right"]
-TokenIds: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
 Pair = tuple[str, str]
-Text: TypeAlias = "str | Pair | TokenIds"
+TokenIds: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
+Input: TypeAlias = "str | Pair | TokenIds"
+
+PROMPTS_REMEMBERED = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spans:
-    """Where a row's tokens lie in its text: ``offsets`` int32 [n, 2] in characters (the prompt's included), ``words``
-    int32 [n] (−1 for special tokens), ``special`` bool [n]."""
+    """Where a row's tokens lie in its text: ``offsets`` int32 [n, 2] in characters, ``words`` int32 [n] (−1 for
+    special tokens), ``special`` bool [n]."""
 
     offsets: npt.NDArray[np.int32]
     words: npt.NDArray[np.int32]
@@ -39,19 +42,21 @@ class Tokenizer:
     """A bundle's tokenizer. Safe to use from several threads."""
 
     def __init__(self, library: tokenizers.Tokenizer, spec: TokenizerSpec) -> None:
-        """Takes ``library`` over: removes its own truncation and padding, adds lower-casing where ``spec`` says so."""
+        """Takes ``library`` over: its own truncation and padding go, lower-casing comes where ``spec`` says so."""
         library.no_truncation()
         library.no_padding()
         if spec.lowercase:
             _add_lowercase(library)
         self.spec = spec
         self._library = library
+        # Without a post-processor the fast form leaves a pair's token types at 0.
+        self._encode_batch = library.encode_batch_fast if library.post_processor else library.encode_batch
         self._special_ids = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
-        self._prompt_tokens: dict[str, int] = {}
+        self._count_prompt = lru_cache(PROMPTS_REMEMBERED)(self._count_prompt_uncached)
 
     def encode(
         self,
-        texts: Sequence[Text],
+        inputs: Sequence[Input],
         *,
         max_length: int,
         prompt: str | None = None,
@@ -60,63 +65,61 @@ class Tokenizer:
     ) -> list[Row]:
         """One row an input, in order: a text, a pair of texts, or token ids (used exactly as they are).
 
-        ``prompt`` is put before each text (before a pair's first), as sentence-transformers does; it cannot go before
-        token ids and is left out there. A row longer than ``max_length`` tokens (special tokens included) loses
-        tokens on ``side`` and says how many in ``dropped``; without ``truncate`` it is refused.
-        Raises InputError naming the index of the input.
+        ``prompt`` goes before each text (before a pair's first), as in sentence-transformers; token ids take none. A row
+        longer than ``max_length`` tokens (special tokens included) loses tokens on ``side`` and says how many in
+        ``dropped``; without ``truncate`` it is refused. Raises InputError naming the index of the input.
         """
-        rows: list[Row | None] = [None] * len(texts)
-        strings: list[int] = []
-        for index, text in enumerate(texts):
-            if is_text(text):
-                _check_text(text, index)
-                strings.append(index)
-            elif _is_pair(text):
-                _check_text(text[0], index)
-                _check_text(text[1], index)
-                strings.append(index)
+        given: dict[int, Row] = {}
+        texts: list[str | Pair] = []
+        for index, item in enumerate(inputs):
+            text = _as_text(item, index)
+            if text is None:
+                given[index] = self._given_row(item, index, max_length, side)
             else:
-                rows[index] = self._given_row(text, index, max_length, side)
-        prompted = [_prompted(texts[index], prompt) for index in strings]
+                texts.append(_prompted(text, prompt))
         skip = self.prompt_tokens(prompt, max_length) if prompt else 0
-        for index, encoding in zip(strings, self._library.encode_batch_fast(prompted), strict=True):
-            kept = _kept(encoding, max_length, side)
-            rows[index] = _row(encoding, kept, skip)
-        done = [row for row in rows if row is not None]
-        _check_lengths(done, truncate, max_length)
-        return done
+        made = (_row(e, _kept(e, max_length, side), skip) for e in self._encode_batch(texts))
+        rows = [given[index] if index in given else next(made) for index in range(len(inputs))]
+        _check_rows(rows, truncate, max_length)
+        return rows
 
     def encode_spans(
         self, texts: Sequence[str], *, max_length: int, truncate: bool = True, side: Side = "right"
     ) -> tuple[list[Row], list[Spans]]:
         """Rows as `encode` gives them, and where their tokens lie. Slower than `encode`."""
         for index, text in enumerate(texts):
-            _check_text(text, index)
+            if not isinstance(_as_text(text, index), str):
+                raise InputError(f"input {index}: need a text, got {type(text).__name__}.")
         encodings = self._library.encode_batch(list(texts))
         kept = [_kept(encoding, max_length, side) for encoding in encodings]
         rows = [_row(encoding, keep, 0) for encoding, keep in zip(encodings, kept, strict=True)]
-        _check_lengths(rows, truncate, max_length)
+        _check_rows(rows, truncate, max_length)
         return rows, [_spans(encoding, keep) for encoding, keep in zip(encodings, kept, strict=True)]
 
     def prompt_tokens(self, prompt: str, max_length: int) -> int:
         """Leading tokens that belong to the prompt, counted as sentence-transformers does for include_prompt=False:
-        the prompt tokenised alone, less a trailing special token."""
-        if prompt not in self._prompt_tokens:
-            ids = self._library.encode(prompt).ids
-            special = bool(ids) and ids[-1] in self._special_ids
-            self._prompt_tokens[prompt] = len(ids) - special
-        return min(self._prompt_tokens[prompt], max_length)
+        the prompt tokenised alone, without the special token at its end."""
+        length, closed = self._count_prompt(prompt)
+        return min(length, max_length) - closed
 
-    def _given_row(self, given: object, index: int, max_length: int, side: Side) -> Row:
-        ids = _as_ids(given, index)
-        if not ids.size:
-            raise InputError(f"input {index}: empty list of token ids. Send at least one id.")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.spec.vocab_size:
-            bad = low if low < 0 else high
-            raise InputError(f"input {index}: token id {bad} is outside 0 … {self.spec.vocab_size - 1}.")
+    def check_golden(self, subject: str) -> None:
+        """Raise BundleError when the installed `tokenizers` gives other ids than when the bundle was built."""
+        encodings = self._library.encode_batch_fast([entry.text for entry in self.spec.golden])
+        for entry, encoding in zip(self.spec.golden, encodings, strict=True):
+            if tuple(encoding.ids) != entry.ids:
+                raise BundleError(
+                    f"{subject}: tokenizers {tokenizers.__version__} turns {entry.text[:40]!r} into other ids than "
+                    f"the bundle was built with (got {encoding.ids[:8]}, need {list(entry.ids[:8])}). "
+                    "Rebuild the bundle with bei-compile, or install the tokenizers version it was built with."
+                )
+
+    def _count_prompt_uncached(self, prompt: str) -> tuple[int, bool]:
+        ids = self._library.encode(prompt).ids
+        return len(ids), bool(ids) and ids[-1] in self._special_ids
+
+    def _given_row(self, item: object, index: int, max_length: int, side: Side) -> Row:
+        ids = _as_ids(item, index, self.spec.vocab_size)
         kept = ids[:max_length] if side == "right" else ids[-max_length:]
-        kept = kept.astype(np.int32)
         return Row(ids=kept, types=np.zeros_like(kept), dropped=len(ids) - len(kept))
 
 
@@ -126,20 +129,120 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_file(str(bundle.path / spec.file))
     except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{bundle.path}: {spec.file}: not a tokenizer ({error}). Rebuild the bundle.") from None
+        raise BundleError(f"{bundle.path}: {spec.file}: {error}. Rebuild the bundle with bei-compile.") from None
     tokenizer = Tokenizer(library, spec)
-    check_golden(tokenizer, str(bundle.path))
+    tokenizer.check_golden(str(bundle.path))
     return tokenizer
 
 
-def check_golden(tokenizer: Tokenizer, subject: str) -> None:
-    """Raise BundleError when the installed `tokenizers` gives other ids than when the bundle was built."""
-    golden = tokenizer.spec.golden
-    encodings = tokenizer._library.encode_batch_fast([entry.text for entry in golden])
-    for entry, encoding in zip(golden, encodings, strict=True):
-        if tuple(encoding.ids) != entry.ids:
-            raise BundleError(
-                f"{subject}: tokenizers {tokenizers.__version__} turns {entry.text!r:.60} into {encoding.ids[:8]} …, "
-                f"but the bundle was built with {list(entry.ids[:8])} …. "
-                "Install the version named in the manifest, or rebuild the bundle."
+def _add_lowercase(library: tokenizers.Tokenizer) -> None:
+    """What sentence-transformers does for do_lower_case: a Lowercase before the tokenizer's own normalizer."""
+    own = library.normalizer
+    steps = list(own) if isinstance(own, Normalizers) else [own] if own is not None else []
+    if not any(isinstance(step, Lowercase) for step in steps):
+        library.normalizer = Normalizers([Lowercase(), *steps])
+
+
+def _as_text(item: object, index: int) -> str | Pair | None:
+    """The text or pair, checked; None for anything else."""
+    if isinstance(item, str):
+        return _checked(item, index)
+    if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return _checked(item[0], index), _checked(item[1], index)
+    return None
+
+
+def _checked(text: str, index: int) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"input {index}: lone surrogate U+{ord(text[error.start]):04X} at character {error.start}. "
+                "Send valid Unicode."
+            ) from None
+    return text
+
+
+def _prompted(text: str | Pair, prompt: str | None) -> str | Pair:
+    if not prompt:
+        return text
+    return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
+
+
+def _as_ids(item: object, index: int, vocab: int) -> Ids:
+    """int32 ids, each in the vocabulary; raises InputError."""
+    if isinstance(item, np.ndarray):
+        item = item.tolist()
+    if not isinstance(item, Sequence) or isinstance(item, bytes | bytearray):
+        raise InputError(
+            f"input {index}: got {type(item).__name__}, need a text, a pair of texts or a list of token ids."
+        )
+    if not item:
+        raise InputError(f"input {index}: empty list of token ids. Send at least one id.")
+    for token in item:
+        if not isinstance(token, int | np.integer) or isinstance(token, bool):
+            raise InputError(f"input {index}: got {type(token).__name__} among the token ids, need integers.")
+        if not 0 <= token < vocab:
+            raise InputError(f"input {index}: token id {token} is outside 0 … {vocab - 1}.")
+    return np.array(item, np.int32)
+
+
+def _kept(encoding: tokenizers.Encoding, max_length: int, side: Side) -> npt.NDArray[np.bool_] | None:
+    """bool [n], True for the tokens that truncation leaves; None where all stay.
+
+    Special tokens stay. The rest is cut as `tokenizers` does for ``longest_first``: a pair's longer half first.
+    """
+    if len(encoding) <= max_length:
+        return None
+    sequence = np.array([-1 if s is None else s for s in encoding.sequence_ids])
+    sequence[np.array(encoding.special_tokens_mask, bool)] = -1
+    special = sequence < 0
+    room = max_length - int(special.sum())
+    if room <= 0:
+        raise InputError(f"max_length {max_length} leaves no room beside {int(special.sum())} special tokens.")
+    lengths = [int((sequence == half).sum()) for half in (0, 1)]
+    keep = special
+    for half, count in enumerate(_longest_first(lengths[0], lengths[1], room)):
+        where = np.flatnonzero(sequence == half)
+        keep[where[:count] if side == "right" else where[len(where) - count :]] = True
+    return keep
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens left of each half of a pair (``truncate_encodings`` in the library's truncation.rs)."""
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = short + room % 2
+    return (short, long) if first <= second else (long, short)
+
+
+def _row(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None, prompt_tokens: int) -> Row:
+    ids, types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
+    if keep is None:
+        return Row(ids=ids, types=types, prompt_tokens=prompt_tokens)
+    kept = ids[keep]
+    return Row(ids=kept, types=types[keep], prompt_tokens=prompt_tokens, dropped=len(ids) - len(kept))
+
+
+def _spans(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None) -> Spans:
+    where = slice(None) if keep is None else keep
+    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
+    special = np.array(encoding.special_tokens_mask, bool)
+    return Spans(offsets=offsets[where], words=words[where], special=special[where])
+
+
+def _check_rows(rows: Sequence[Row], truncate: bool, max_length: int) -> None:
+    for index, row in enumerate(rows):
+        if not len(row.ids):
+            raise InputError(f"input {index}: gives no tokens. Send a text that is not empty.")
+        if row.dropped and not truncate:
+            raise InputError(
+                f"input {index}: {len(row.ids) + row.dropped} tokens, but at most {max_length} fit. "
+                "Shorten it, or ask for truncation."
             )

@@ -67,10 +67,13 @@ def open_checkpoint(
 
 
 def source_record(checkpoint: Checkpoint, progress: Progress = QUIET) -> Source:
-    """Repository, revision, and the SHA-256 and size of each of the checkpoint's files."""
+    """Repository, revision, and the SHA-256 and size of each of the checkpoint's files; raises CheckpointError."""
     paths = {name: checkpoint.folder / name for name in checkpoint.files}
-    with progress.stage("hashing", sum(path.stat().st_size for path in paths.values())) as stage:
-        records = {name: _record(path, stage) for name, path in paths.items()}
+    try:
+        with progress.stage("hashing", sum(path.stat().st_size for path in paths.values())) as stage:
+            records = {name: _record(path, stage) for name, path in paths.items()}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}).") from None
     return Source(repo=checkpoint.repo, revision=checkpoint.revision, files=records)
 
 
@@ -87,12 +90,9 @@ def _files(folder: Path, tensors: dict[str, StoredTensor]) -> tuple[str, ...]:
 
 def _record(path: Path, stage: Stage) -> FileRecord:
     digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                stage.advance(len(chunk))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            stage.advance(len(chunk))
     return FileRecord(sha256=digest.hexdigest(), size=size)

@@ -89,6 +89,7 @@ def _looks_local(repo: str) -> bool:
 def _download(
     repo: str, revision: str | None, offline: bool, token: str | None, progress: Progress
 ) -> tuple[Path, str]:
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # it would tell which tools are installed and in use
     api = HfApi(token=token, library_name="bei", library_version=__version__)
     pinned = api.resolve_revision(repo, revision=revision, local_files_only=offline)
 

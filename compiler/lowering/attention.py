@@ -3,9 +3,8 @@
 q [..., N, H], k and v [..., K, H] token-wise; every form returns [..., N·H] token-wise.
 """
 
-from typing import Any
-
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -28,12 +27,13 @@ def attention(
 ) -> ir.Value:
     """softmax(cap(scale·q·kᵀ) + bias)·v over visible keys, in the policy's form (soft cap only has the primitive)."""
     q, k, v = (g.cast(x, policy.compute) for x in (q, k, v))
-    if spec.softcap is not None or policy.attention == "primitive":
-        out = _primitive(g, masks, policy, *(layout.pad(x) for x in (q, k, v)), spec)
-    elif policy.attention == "mha":
-        out = _mha(g, masks, policy, *(layout.pad(x) for x in (q, k, v)), spec)
+    if spec.softcap is not None or policy.attention != "standard":
+        q, k, v = (layout.pad(x) for x in (q, k, v))
+        form = _mha if policy.attention == "mha" and spec.softcap is None else _primitive
+        out = form(g, masks, policy, q, k, v, spec)
     else:
-        out = _standard(g, masks, policy, *_padded_as_one(g, layout, q, k, v, spec), spec)
+        q, k, v = _padded_as_one(g, layout, q, k, v, spec)
+        out = _standard(g, masks, policy, q, k, v, spec)
     return layout.unpad(out, spec.heads * spec.head_dim)
 
 
@@ -92,7 +92,7 @@ def _primitive(
 ) -> ir.Value:
     """Two matrix products around an fp32 softmax."""
     k, v = _repeat(g, k, spec), _repeat(g, v, spec)
-    q, k, v = (g.op("Transpose", x, perm=[0, 2, p, 5 - p]) for x, p in ((q, 1), (k, 3), (v, 1)))
+    q, k, v = (g.op("Transpose", x, perm=[0, 2, p, 4 - p]) for x, p in ((q, 1), (k, 3), (v, 1)))
     q = g.op("Mul", g.cast(q, FLOAT), g.scalar(spec.scale, FLOAT))
     scores = g.op("MatMul", q, g.cast(k, FLOAT))
     if spec.softcap is not None:

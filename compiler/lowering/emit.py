@@ -11,6 +11,8 @@ from bei.compiler.encoder import output_width, run
 from bei.compiler.lowering.graph import Graph
 from bei.compiler.lowering.onnx_ops import OnnxOps
 from bei.compiler.lowering.policy import GraphPolicy
+from bei.compiler.precision.folding import Folded
+from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight
 
 
@@ -28,10 +30,19 @@ class EmittedGraph:
         return bytes(ir.to_proto(self.model).SerializeToString())
 
 
-def emit(cfg: EncoderConfig, head: Head, weights: Mapping[str, Weight], policy: GraphPolicy) -> EmittedGraph:
-    """The graph of ``run(cfg, head, …)``: ids to the head's output, in milliseconds and without reading a weight."""
-    g = Graph(weights)
-    result = run(cfg, head, OnnxOps(g, policy, cfg.position_pad))
+def emit(
+    cfg: EncoderConfig,
+    head: Head,
+    weights: Mapping[str, Weight],
+    policy: GraphPolicy,
+    precision: Policy = PLAIN,
+) -> EmittedGraph:
+    """The graph of ``run(cfg, head, …)``: ids to the head's output, in milliseconds and without reading a weight.
+    ``precision``'s scales are folded into it and its islands computed in their wider type."""
+    own = dict(weights)
+    g = Graph(own)
+    ops = OnnxOps(g, policy, cfg.position_pad, precision.islands)
+    result = run(cfg, head, Folded(ops, own, precision, cfg)).value
     output = "sentence_embedding" if head.task == "embed" else "logits"
     shape: tuple[str | int, ...] = ("batch", output_width(cfg, head))
     if not head.pooling:

@@ -22,7 +22,7 @@ BOOL, FLOAT, FLOAT16, INT32, INT64 = (
     ir.DataType.INT32,
     ir.DataType.INT64,
 )
-MASKED = {FLOAT: -1e9, FLOAT16: -3e4}
+MASKED = {FLOAT: -1e9, FLOAT16: -3e4, ir.DataType.BFLOAT16: -1e9}
 """Finite, and far enough from 0 that exp gives 0; the sum with any bias stays finite."""
 
 

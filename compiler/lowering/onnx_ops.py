@@ -1,6 +1,7 @@
 """The encoder written as an ONNX graph, node by node, in exactly the patterns that the backends fuse."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -15,13 +16,23 @@ from bei.compiler.lowering.layout import Layout, Packed, Padded
 from bei.compiler.lowering.masks import BOOL, FLOAT, INT64, Masks
 from bei.compiler.lowering.policy import GraphPolicy
 from bei.compiler.ops import Attention, Index
+from bei.compiler.precision.policy import Wide, unit_of
+
+WIDE: dict[Wide, ir.DataType] = {"bf16": ir.DataType.BFLOAT16, "fp32": FLOAT}
 
 
 class OnnxOps:
     """`Ops` over graph values. Linears give the policy's compute dtype; norms, sums and the head give fp32."""
 
-    def __init__(self, g: Graph, policy: GraphPolicy, position_pad: int | None) -> None:
+    def __init__(
+        self,
+        g: Graph,
+        policy: GraphPolicy,
+        position_pad: int | None,
+        islands: Mapping[str, Wide] | None = None,
+    ) -> None:
         self.g, self.policy, self.position_pad = g, policy, position_pad
+        self.islands = islands or {}
         self.layout: Layout = (Packed if policy.layout == "packed" else Padded)(g, policy.index)
         self.masks = Masks(g, self.layout)
         self._angle_cache: dict[Rope, tuple[ir.Value, ir.Value]] = {}
@@ -33,6 +44,10 @@ class OnnxOps:
             index
         ]()
         table = self.g.stored(f"{name}.weight")
+        if index == "tokens" and self.policy.accumulate32:
+            table = self.g.cast(
+                table, self.policy.compute
+            )  # folded at build: the plan holds the big table once, halved
         picked = self.g.cast(self.g.op("Gather", table, where, axis=0), FLOAT)
         scale = self.g.weights[f"{name}.weight"].scale
         return picked if scale == 1.0 else self.scale(picked, scale)
@@ -64,7 +79,14 @@ class OnnxOps:
         return self.g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
 
     def linear(self, x: ir.Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[ir.Value]:
-        return [self._linear(x, name, self.policy.compute) for name in names]
+        return [self._linear(x, name, self._dtype(name)) for name in names]
+
+    def _dtype(self, site: str) -> ir.DataType:
+        """What a site stores: the compute dtype, or its unit's wider one (never narrower than compute)."""
+        wide = self.islands.get(unit_of(site) or "")
+        if wide is None or self.policy.compute == FLOAT:
+            return self.policy.compute
+        return WIDE[wide]
 
     def _linear(self, x: ir.Value, name: str, dtype: ir.DataType) -> ir.Value:
         """x · Wᵀ + b stored as ``dtype``. Cast16(MatMul(Cast32 x, Cast32 W)) is how TensorRT accumulates in fp32."""
@@ -72,7 +94,7 @@ class OnnxOps:
         return self._biased(y, name, dtype)
 
     def _product(self, x: ir.Value, weight: ir.Value, dtype: ir.DataType, *, transpose: bool) -> ir.Value:
-        g, wide = self.g, self.policy.accumulate32 and dtype != FLOAT
+        g, wide = self.g, self.policy.accumulate32 and dtype == ir.DataType.FLOAT16
         x = g.cast(x, dtype)
         if (
             wide
@@ -110,7 +132,7 @@ class OnnxOps:
 
     def moe(self, x: ir.Value, name: str, moe: Moe, act: Act, dim: int, ffn: int) -> ir.Value:
         """Every expert for every token, those not chosen times 0: Σ over experts is one product with [E·F, D]."""
-        g, compute = self.g, self.policy.compute
+        g, compute = self.g, self._dtype(name)
         share = self._routing(x, name, moe)
         hidden = self.activation(self._linear(x, f"{name}.w1", compute), act)
         experts = g.op("Reshape", hidden, self._shape(hidden, moe.experts, ffn))
@@ -163,7 +185,7 @@ class OnnxOps:
             out = [g.reshape(pairs, *shape)]
         else:
             out = [first, second]
-        return g.cast(g.op("Concat", *out, kept, axis=-1), self.policy.compute)
+        return g.op("Concat", *out, kept, axis=-1)
 
     def _pairs(self, x: ir.Value, rope: Rope) -> Sequence[ir.Value]:
         g = self.g
@@ -199,7 +221,15 @@ class OnnxOps:
         return self.layout.per_row(per_row)
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention, site: str) -> ir.Value:
-        return attention(self.g, self.layout, self.masks, self.policy, q, k, v, spec)
+        compute = self._dtype(site)
+        island = compute != self.policy.compute
+        policy = replace(
+            self.policy,
+            compute=compute,
+            accumulate32=self.policy.accumulate32 and not island,
+            decomposable=self.policy.decomposable or (island and compute == FLOAT),
+        )
+        return attention(self.g, self.layout, self.masks, policy, q, k, v, spec)
 
     # --- head
 

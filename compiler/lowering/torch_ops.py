@@ -1,10 +1,11 @@
 """The encoder run eagerly in PyTorch: the reference for tests, calibration and drift search.
 
-Padded layout [B, L]. Storage fp32 gives the definition; storage fp16 or bf16 rounds every value that an engine of
-that precision would store, and computes what DESIGN §6 keeps in fp32 in fp32.
+Padded layout [B, L]. Storage in fp32 gives the definition; any other rounds every value that an engine of that
+precision would store, and computes in fp32 what engines compute in fp32 (docs/decisions/0004-fp16-policy.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,9 +18,30 @@ from bei.adapters.head import Head, Pooling
 from bei.compiler import positions
 from bei.compiler.encoder import run
 from bei.compiler.ops import Attention, Index
+from bei.compiler.precision.folding import Folded
+from bei.compiler.precision.policy import PLAIN, Policy, Wide, unit_of
 from bei.compiler.weights import Weight
 
 Probe = Callable[[str, Tensor], None]
+TORCH_DTYPES: dict[Wide, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """What an engine writes to memory: ``body`` values, the residual ``stream``, and units that are islands."""
+
+    body: torch.dtype = torch.float32
+    stream: torch.dtype = torch.float32
+    islands: Mapping[str, Wide] = field(default_factory=dict)
+
+    def of(self, site: str) -> torch.dtype:
+        """The dtype of a site's stored value."""
+        wide = self.islands.get(unit_of(site) or "")
+        return self.body if wide is None else TORCH_DTYPES[wide]
+
+
+FULL = Storage()
+"""fp32 throughout: the definition."""
 
 ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -48,7 +70,7 @@ class TorchOps:
         types: Tensor | None = None,
         prompt: Tensor | None = None,
         position_pad: int | None = None,
-        storage: torch.dtype = torch.float32,
+        storage: Storage = FULL,
         probe: Probe | None = None,
     ) -> None:
         self.weights, self.ids, self.mask = weights, ids, mask.bool()
@@ -71,30 +93,31 @@ class TorchOps:
     def bias(self, name: str) -> Tensor | None:
         return self.weight(f"{name}.bias") if f"{name}.bias" in self.weights else None
 
-    def store(self, x: Tensor, site: str = "") -> Tensor:
-        """Round to the storage dtype, as writing to memory would."""
-        if self.probe and site:
+    def store(self, x: Tensor, site: str) -> Tensor:
+        """Round to what the site stores, as writing to memory would; the result is fp32 again."""
+        if self.probe:
             self.probe(site, x)
-        return x.to(self.storage)
+        return x.to(self.storage.of(site)).float()
 
     def embed(self, name: str, index: Index, rows: int, dim: int) -> Tensor:
         where = {"tokens": self.ids, "types": self.types, "positions": self.positions}[index]
-        return F.embedding(where, self.weight(f"{name}.weight"))
+        table = self.weight(f"{name}.weight")
+        return F.embedding(where, table.to(self.storage.body).float() if index == "tokens" else table)
 
     def row(self, name: str, dim: int) -> Tensor:
         return self.weight(f"{name}.weight")[0]
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        total = a.float() + b.float()
-        if self.probe:
-            self.probe("residual", total)
-        return total
+        stream = self.storage.stream
+        return (a.to(stream).float() + b.to(stream).float()).to(stream).float()
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         return x * factor
 
     def norm(self, x: Tensor, name: str, kind: NormKind, eps: float, dim: int) -> Tensor:
-        x, weight = x.float(), self.weight(f"{name}.weight")
+        weight = self.weight(f"{name}.weight")
+        if self.probe:
+            self.probe(f"{name}.in", x)
         if kind == "layer":
             y = F.layer_norm(x, (dim,), weight, self.bias(name), eps)
         else:
@@ -104,14 +127,14 @@ class TorchOps:
         return y
 
     def linear(self, x: Tensor, names: Sequence[str], outs: Sequence[int], dim: int) -> list[Tensor]:
-        h = x.to(self.storage).float()
-        results = []
-        for name in names:
-            weight = self.weight(f"{name}.weight").to(self.storage).float()
-            y = self.store(h @ weight.T, name).float()
-            bias = self.bias(name)
-            results.append(y if bias is None else self.store(y + bias.to(self.storage).float(), name).float())
-        return results
+        return [self._linear(x, name) for name in names]
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        dtype = self.storage.of(name)
+        weight = self.weight(f"{name}.weight").to(dtype).float()
+        y = self.store(x.to(dtype).float() @ weight.T, name)
+        bias = self.bias(name)
+        return y if bias is None else self.store(y + bias.to(dtype).float(), name)
 
     def split(self, x: Tensor, heads: int, head_dim: int) -> Tensor:
         return x.reshape(*x.shape[:-1], heads, head_dim)
@@ -125,7 +148,7 @@ class TorchOps:
         else:
             a, b = turned.chunk(2, -1)
             turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        return self.store(torch.cat((turned, kept), -1)).float()
+        return torch.cat((turned, kept), -1)
 
     def _angles(self, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos, sin [B or 1, L, 1, dim/2]."""
@@ -143,9 +166,9 @@ class TorchOps:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: Attention, site: str) -> Tensor:
         group = spec.heads // spec.kv_heads
-        q = self.store(q, f"{site}.q").float().transpose(1, 2)
-        k = self.store(k, f"{site}.k").float().repeat_interleave(group, 2).transpose(1, 2)
-        v = self.store(v, f"{site}.v").float().repeat_interleave(group, 2).transpose(1, 2)
+        q = self.store(q, f"{site}.q").transpose(1, 2)
+        k = self.store(k, f"{site}.k").repeat_interleave(group, 2).transpose(1, 2)
+        v = self.store(v, f"{site}.v").repeat_interleave(group, 2).transpose(1, 2)
         scores = q @ k.transpose(2, 3) * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
@@ -155,7 +178,7 @@ class TorchOps:
         weights = scores.masked_fill(~self._visible(spec), -1e30).softmax(-1)
         # a padded key's weight is exactly 0, but 0 · NaN is NaN: what lies in the padding must not matter
         v = v.masked_fill(~self.mask[:, None, :, None], 0)
-        return self.store((weights @ v).transpose(1, 2).flatten(2), site).float()
+        return self.store((weights @ v).transpose(1, 2).flatten(2), site)
 
     def _visible(self, spec: Attention) -> Tensor:
         """[B, 1, L, L]; every query sees at least itself."""
@@ -183,26 +206,27 @@ class TorchOps:
 
     def activation(self, x: Tensor, act: Act, site: str | None = None) -> Tensor:
         y = ACTS[act](x)
-        return y if site is None else self.store(y, site).float()
+        return y if site is None else self.store(y, site)
 
     def gate(self, gate: Tensor, up: Tensor, act: Act, site: str) -> Tensor:
-        return self.store(ACTS[act](gate) * up, site).float()
+        return self.store(ACTS[act](gate) * up, site)
 
     def moe(self, x: Tensor, name: str, moe: Moe, act: Act, dim: int, ffn: int) -> Tensor:
-        x = x.to(self.storage).float()
+        dtype = self.storage.of(name)
+        x = x.to(dtype).float()
         probs = (x @ self.weight(f"{name}.router.weight").T).softmax(-1)
         share, chosen = probs.topk(moe.top_k, dim=-1)
         if moe.renormalize:
             share = share / share.sum(-1, keepdim=True)
         out = torch.zeros_like(x)
-        w1 = self.weight(f"{name}.w1.weight").to(self.storage).float().reshape(moe.experts, ffn, dim)
-        w2 = self.weight(f"{name}.w2.weight").to(self.storage).float().reshape(moe.experts, ffn, dim)
+        w1 = self.weight(f"{name}.w1.weight").to(dtype).float().reshape(moe.experts, ffn, dim)
+        w2 = self.weight(f"{name}.w2.weight").to(dtype).float().reshape(moe.experts, ffn, dim)
         for expert in range(moe.experts):
             weight = (share * (chosen == expert)).sum(-1, keepdim=True)
-            hidden = self.store(ACTS[act](self.store(x @ w1[expert].T, f"{name}.w1").float())).float()
+            hidden = self.store(ACTS[act](self.store(x @ w1[expert].T, f"{name}.w1")), f"{name}.hidden")
             out = out + weight * (hidden @ w2[expert])
         bias = self.bias(name)
-        return self.store(out if bias is None else out + bias, name).float()
+        return self.store(out if bias is None else out + bias, name)
 
     def pool(self, x: Tensor, pooling: Pooling, include_prompt: bool) -> Tensor:
         x = x.float()
@@ -244,12 +268,15 @@ def run_torch(
     *,
     types: Tensor | None = None,
     prompt: Tensor | None = None,
-    storage: torch.dtype = torch.float32,
+    storage: Storage = FULL,
+    policy: Policy = PLAIN,
     probe: Probe | None = None,
 ) -> Tensor:
-    """The head's output in fp32 for ids, mask int64 [B, L]."""
+    """The head's output in fp32 for ids, mask int64 [B, L]; ``policy``'s scales are folded in (its islands are part
+    of ``storage``)."""
+    own = dict(weights)
     ops = TorchOps(
-        weights,
+        own,
         ids,
         mask,
         types=types,
@@ -259,4 +286,4 @@ def run_torch(
         probe=probe,
     )
     with torch.inference_mode():
-        return run(cfg, head, ops)
+        return run(cfg, head, Folded(ops, own, policy, cfg)).value

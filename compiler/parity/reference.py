@@ -38,9 +38,14 @@ class Reference(Protocol):
     ``name`` and ``versions`` go into the certificate.
     """
 
-    name: str
-    task: Task
-    versions: Mapping[str, str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def versions(self) -> Mapping[str, str]: ...
 
     def token_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Each input's ids, truncated, special tokens included."""

@@ -139,8 +139,9 @@ class ParityReport(_Data, frozen=True, kw_only=True):
         return next((verdict for verdict in order if verdict in verdicts), "not run")
 
     def merged_into(self, older: "ParityReport") -> "ParityReport":
-        """This report, with the older one's engines that it does not speak of, in the older one's order."""
-        mine = {engine.target: engine for engine in self.engines}
+        """This report, with those engines of the older one that did not run this time, in the older one's order."""
+        had = {engine.target: engine for engine in older.engines}
+        mine = {e.target: e for e in self.engines if e.verdict != "not run" or e.target not in had}
         kept = tuple(mine.pop(engine.target, engine) for engine in older.engines)
         ranges = self.ranges or older.ranges
         return msgspec.structs.replace(self, engines=(*kept, *mine.values()), ranges=ranges)

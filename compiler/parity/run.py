@@ -41,14 +41,25 @@ FLOOR = 1e-16
 
 
 class Subject(Protocol):
-    """One engine under test, with the bundle's tokenizer."""
+    """One engine under test, with the bundle's tokenizer. ``device`` and ``versions`` go into the certificate."""
 
-    target: str
-    precision: str
-    head: HeadSpec
-    limits: Limits
-    device: str
-    versions: Mapping[str, str]
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def head(self) -> HeadSpec: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def versions(self) -> Mapping[str, str]: ...
 
     def rows(self, samples: Sequence[Sample]) -> list[Row]:
         """Tokenised as in serving: prompts, truncation, special tokens."""
@@ -91,24 +102,12 @@ def check(
     thresholds: Mapping[str, Threshold] | None = None,
 ) -> ParityReport:
     """Every engine against the reference; ``thresholds`` None are the defaults of `gate`."""
-    return parity_report(
-        [check_engine(subject, expected, thresholds) for subject in subjects],
-        expected,
-        model=model,
-        revision=revision,
-    )
-
-
-def parity_report(
-    engines: Sequence[EngineReport], expected: Expected, *, model: str, revision: str | None
-) -> ParityReport:
-    """The engines' reports under one roof."""
     return ParityReport(
         bei_version=bei.__version__,
         model=model,
         revision=revision,
         task=expected.reference.task,
-        engines=tuple(engines),
+        engines=tuple(check_engine(subject, expected, thresholds) for subject in subjects),
     )
 
 

@@ -45,3 +45,19 @@ class BundleError(BeiError):
 
 class InputError(BeiError):
     """A text, pair or token list that cannot be processed as it is."""
+
+
+class Overloaded(BeiError):
+    """Too much work is queued; worth another try in ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(BeiError):
+    """The server finishes what it has accepted and takes nothing new."""
+
+
+class DeadlineExceeded(BeiError):
+    """A request was not answered in the time its client allows; what was still queued of it is dropped."""

@@ -1,7 +1,6 @@
 """Every adapter against its Hugging Face class: random weights, fp32, CPU, padding in the batch."""
 
 from dataclasses import replace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

@@ -20,6 +20,7 @@ from bei.compiler.checkpoint.stored import StoredTensor
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU, GraphPolicy
 from bei.compiler.lowering.signature import signature
+from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight, check_shapes, find_prefix, resolve, strip_prefix
 
 HIDDEN_STATES = Head(task="token-classify", pooling=(), steps=())
@@ -122,11 +123,12 @@ def run_onnx(
     *,
     head: Head = HIDDEN_STATES,
     policy: GraphPolicy = ONNXRUNTIME_CPU,
+    precision: Policy = PLAIN,
     types: Tensor | None = None,
     prompt: Tensor | None = None,
 ) -> npt.NDArray[np.float32]:
     """The emitted graph under ONNX Runtime; weights by external reference into the checkpoint's folder."""
-    graph = emit(loaded.cfg, head, loaded.weights, policy)
+    graph = emit(loaded.cfg, head, loaded.weights, policy, precision)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry(

@@ -1,6 +1,6 @@
 """A Hugging Face Hub on the loopback interface, faithful enough for the real client.
 
-Model info and tree API (paged), `resolve` with its headers, large files behind a redirect to a second server that
+Model info and tree API (paged), `resolve` with its headers (small files by a relative redirect), large files behind a redirect to a second server that
 plays the CDN (signed path, range requests, no credentials), the Hub's error codes, and a CDN that can hang up half-way.
 
     with HubServer({"acme/model": Repo(files={"config.json": b"{}"})}) as hub:
@@ -86,7 +86,7 @@ class HubServer:
     def cdn_url(self) -> str:
         return f"http://127.0.0.1:{self._cdn.server_port}"
 
-    def __enter__(self) -> "HubServer":
+    def __enter__(self) -> "HubServer":  # noqa: PYI034 (Self came with Python 3.11)
         for server in (self._hub, self._cdn):
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
@@ -111,7 +111,7 @@ class HubServer:
                 seen.append(Seen(self.command, self.path, headers))
                 answer(owner, self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815 (http.server looks it up by this name)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -136,7 +136,12 @@ def _send(
 
 def _refuse(http: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
     body = json.dumps({"error": message}).encode()
-    _send(http, status, body, {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json"})
+    _send(
+        http,
+        status,
+        body,
+        {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json"},
+    )
 
 
 def _json(http: BaseHTTPRequestHandler, value: object, headers: Mapping[str, str] | None = None) -> None:
@@ -162,15 +167,22 @@ def _hub(hub: HubServer, http: BaseHTTPRequestHandler) -> None:
         return _refuse(http, 401, "", "Invalid credentials in Authorization header")
     if repo is None or (repo.private and token not in repo.tokens):
         return _refuse(http, 404 if token else 401, "RepoNotFound", "Repository not found")
+    if api and parts[2:3] == ["resolve-cache"]:
+        return _small(http, repo, parts[3], "/".join(parts[4:]))
     if api:
         return _api(hub, http, name, repo, parts[2:], parse_qs(url.query))
     if repo.gated and token not in repo.tokens:
         return _refuse(http, 403 if token else 401, "GatedRepo", f"Access to model {name} is restricted.")
-    return _resolve(hub, http, repo, parts[2:])
+    return _resolve(hub, http, name, repo, parts[2:])
 
 
 def _api(
-    hub: HubServer, http: BaseHTTPRequestHandler, name: str, repo: Repo, rest: list[str], query: dict[str, list[str]]
+    hub: HubServer,
+    http: BaseHTTPRequestHandler,
+    name: str,
+    repo: Repo,
+    rest: list[str],
+    query: dict[str, list[str]],
 ) -> None:
     revision = rest[1] if len(rest) > 1 else "main"
     files = repo.revisions().get(revision)
@@ -200,7 +212,13 @@ def _blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _resolve(hub: HubServer, http: BaseHTTPRequestHandler, repo: Repo, rest: list[str]) -> None:
+def _small(http: BaseHTTPRequestHandler, repo: Repo, revision: str, path: str) -> None:
+    files = repo.revisions()[revision]
+    headers = {"X-Repo-Commit": revision, "ETag": f'"{_blob(files[path])}"', "Accept-Ranges": "bytes"}
+    _send(http, 200, files[path], headers)
+
+
+def _resolve(hub: HubServer, http: BaseHTTPRequestHandler, name: str, repo: Repo, rest: list[str]) -> None:
     if len(rest) < 3 or rest[0] != "resolve":
         return _refuse(http, 404, "", "Not found")
     files = repo.revisions().get(rest[1])
@@ -212,7 +230,8 @@ def _resolve(hub: HubServer, http: BaseHTTPRequestHandler, repo: Repo, rest: lis
         return _refuse(http, 404, "EntryNotFound", "Entry not found")
     content = files[path]
     if not repo.is_large(path):
-        return _send(http, 200, content, {**headers, "ETag": f'"{_blob(content)}"', "Accept-Ranges": "bytes"})
+        cached = f"/api/models/{name}/resolve-cache/{commit(files)}/{quote(path)}"
+        return _send(http, 307, b"", {**headers, "ETag": f'"{_blob(content)}"', "Location": cached})
     oid = hashlib.sha256(content).hexdigest()
     location = f"{hub.cdn_url}/{oid}/{quote(path, safe='')}?Signature=s1gned"
     linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content)), "Location": location}
@@ -250,7 +269,9 @@ def pointed_at(hub: HubServer, cache: Any, monkeypatch: Any) -> Iterator[HubServ
 
     with monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -12,7 +12,23 @@ from safetensors.numpy import save
 from bei.adapters.base import HfConfig, View
 from bei.adapters.bert import BERT
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "##a", "##b", "hello", "world", ",", ".", "!")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "b",
+    "c",
+    "##a",
+    "##b",
+    "hello",
+    "world",
+    ",",
+    ".",
+    "!",
+)
 
 CONFIG: dict[str, Any] = {
     "architectures": ["BertModel"],
@@ -77,11 +93,13 @@ TOKENIZER_CONFIG = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "
 
 
 def files(
-    config: Mapping[str, Any] | None = None, weights: Tensors | None = None, **more: object
+    config: Mapping[str, Any] | None = None,
+    weights: Tensors | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> dict[str, bytes]:
-    """A whole repository, file name → content; ``more`` adds or (with None) removes files, objects become JSON.
+    """A whole repository, file name → content.
 
-    Keyword names use `__` for `/` and `_json` for `.json`.
+    ``config`` overrides keys of config.json; ``more`` adds files (objects become JSON) or, with None, removes them.
     """
     merged = {**CONFIG, **(config or {})}
     found = {
@@ -91,8 +109,7 @@ def files(
         "tokenizer_config.json": json.dumps(TOKENIZER_CONFIG).encode(),
         "README.md": b"---\nlicense: mit\n---\n# tiny\n",
     }
-    for key, value in more.items():
-        name = key.replace("__", "/").replace("_json", ".json")
+    for name, value in (more or {}).items():
         if value is None:
             found.pop(name)
         else:

@@ -16,7 +16,9 @@ F64 = npt.NDArray[np.float64]
 
 NUMBERS = st.floats(-100, 100, allow_nan=False, width=32)
 SERIES = st.integers(2, 12).flatmap(lambda n: arrays(np.float32, n, elements=NUMBERS))
-TIED = st.integers(2, 12).flatmap(lambda n: arrays(np.float32, n, elements=st.sampled_from([0.0, 1.0, 2.0, 3.0])))
+TIED = st.integers(2, 12).flatmap(
+    lambda n: arrays(np.float32, n, elements=st.sampled_from([0.0, 1.0, 2.0, 3.0]))
+)
 ROWS = st.tuples(st.integers(2, 9), st.integers(1, 5)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=NUMBERS)
 )

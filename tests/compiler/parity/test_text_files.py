@@ -85,7 +85,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a.jsonl", '{"query": "q"}', "NoneType where a text is needed"),
         ("a.jsonl", "[" * 100_000, "nested too deeply"),
         ("a.csv", "body\nx\n", "no 'text' and no 'query'"),
-        ("a.csv", 'text\n"open', "line 2"),
+        ("a.csv", 'text\n"open', "unexpected end of data"),
         ("a.parquet", b"not parquet at all", "not a readable parquet file"),
     ],
 )

@@ -1,0 +1,48 @@
+"""EuroBERT: Llama's layers, bidirectional by design."""
+
+from dataclasses import replace
+
+from bei.adapters.base import HfConfig, TaskHead, expect, view
+from bei.adapters.bert import labels, token_head
+from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Dense, Pooling
+from bei.adapters.llama import LLAMA, backbone
+
+POOLINGS: dict[str, Pooling] = {"bos": "cls", "mean": "mean"}
+
+
+def config(hf: HfConfig) -> EncoderConfig:
+    expect(hf, attention_bias=False, mlp_bias=False, is_causal=False)
+    return backbone(hf, causal=False)
+
+
+def sequence_head(hf: HfConfig) -> TaskHead:
+    """classifier(gelu(dense(pooled))); the default pooling, "late", pools the logits instead and is refused"""
+    rows = tuple(
+        (f"head.{name}.{p}", view(f"{name}.{p}"))
+        for p in ("weight", "bias")
+        for name in ("dense", "classifier")
+    )
+    steps = (
+        Dense(name="head.dense", out=hf.size("hidden_size"), act="gelu"),
+        Dense(name="head.classifier", out=labels(hf)),
+    )
+    key = "clf_pooling" if "clf_pooling" in hf else "classifier_pooling"
+    return TaskHead(pooling=(hf.choice(key, POOLINGS, "late"),), steps=steps, weights=rows)
+
+
+EUROBERT = replace(
+    LLAMA,
+    name="eurobert",
+    model_types=("eurobert",),
+    config=config,
+    remote_code=(
+        "EuroBertConfig",
+        "EuroBertModel",
+        "EuroBertForMaskedLM",
+        "EuroBertForSequenceClassification",
+        "EuroBertForTokenClassification",
+    ),
+    sequence_head=sequence_head,
+    token_head=token_head,
+)

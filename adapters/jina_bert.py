@@ -1,0 +1,70 @@
+"""JinaBERT v2 (small-en, base-en, base-de, base-es, base-zh): BERT with symmetric ALiBi instead of positions, and a
+gated MLP.
+
+`model_type` says bert; the code that `auto_map` (or, for a copy that carries the code along, `_name_or_path`) names
+says which of two architectures it is. The feed-forward's activation is erf GELU or ReLU by `feed_forward_type`,
+whatever `hidden_act` says.
+"""
+
+from dataclasses import replace
+
+from bei.adapters.base import Adapter, HfConfig, Rows, expect, view
+from bei.adapters.bert import BERT
+from bei.adapters.bert import config as bert_config
+from bei.adapters.config import Act, EncoderConfig
+
+ACTS: dict[str, Act] = {"geglu": "gelu", "reglu": "relu"}
+CLASSES = (
+    *("JinaBertConfig", "JinaBertModel", "JinaBertForMaskedLM", "JinaBertForSequenceClassification"),
+    *("JinaBertForTokenClassification", "JinaBertForQuestionAnswering"),
+)
+
+
+def implemented_by(hf: HfConfig, repository: str) -> bool:
+    """Whether all of the checkpoint's code is that of jinaai's ``repository``."""
+    auto_map = hf.get("auto_map")
+    if not isinstance(auto_map, dict):
+        return False
+    elsewhere = {str(target).split("--")[0] for target in auto_map.values() if "--" in str(target)}
+    return (elsewhere or {hf.get("_name_or_path")}) == {f"jinaai/{repository}"}
+
+
+def config(hf: HfConfig) -> EncoderConfig:
+    expect(hf, position_embedding_type="alibi")
+    plain = bert_config(HfConfig({**hf, "position_embedding_type": "absolute"}))
+    return replace(plain, positions=0, bias="alibi", act=hf.choice("feed_forward_type", ACTS), gated=True)
+
+
+def attention_weights(cfg: EncoderConfig) -> Rows:
+    """What both variants share: embeddings and the projections of attention."""
+    yield "embed.tokens.weight", view("embeddings.word_embeddings.weight")
+    yield "embed.types.weight", view("embeddings.token_type_embeddings.weight")
+    for p in ("weight", "bias"):
+        yield f"embed.norm.{p}", view(f"embeddings.LayerNorm.{p}")
+        for i in range(len(cfg.layers)):
+            ours, hf = f"layers.{i}", f"encoder.layer.{i}.attention"
+            for x, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
+                yield f"{ours}.{x}.{p}", view(f"{hf}.self.{theirs}.{p}")
+            yield f"{ours}.o.{p}", view(f"{hf}.output.dense.{p}")
+
+
+def weights(cfg: EncoderConfig) -> Rows:
+    yield from attention_weights(cfg)
+    for i in range(len(cfg.layers)):
+        ours, hf = f"layers.{i}", f"encoder.layer.{i}"
+        yield f"{ours}.gate.weight", view(f"{hf}.mlp.gated_layers.weight", rows=(0, cfg.ffn))
+        yield f"{ours}.up.weight", view(f"{hf}.mlp.gated_layers.weight", rows=(cfg.ffn, 2 * cfg.ffn))
+        for p in ("weight", "bias"):
+            yield f"{ours}.attn_norm.{p}", view(f"{hf}.attention.output.LayerNorm.{p}")
+            yield f"{ours}.down.{p}", view(f"{hf}.mlp.wo.{p}")
+            yield f"{ours}.ffn_norm.{p}", view(f"{hf}.mlp.layernorm.{p}")
+
+
+JINA_BERT: Adapter = replace(
+    BERT,
+    name="jina-bert",
+    config=config,
+    weights=weights,
+    claims=lambda hf: implemented_by(hf, "jina-bert-implementation"),
+    remote_code=CLASSES,
+)

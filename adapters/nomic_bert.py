@@ -1,0 +1,160 @@
+"""NomicBERT v1, v1.5, v2-moe: post-norm, rotary positions; a gated MLP without biases, or (v2) plain and mixture-of-experts
+ones with biases.
+
+config.json spells its facts like GPT-2 (`n_embd`), like transformers 5, or both ways at once. Dynamic NTK
+(`rotary_scaling_factor`) is computed from each text's own length. Hugging Face takes the padded length of the batch,
+and the model's own code keeps the frequencies of the longest batch it has seen: there a vector depends on its
+neighbours and on what was embedded before. They agree for a text embedded alone by a fresh model.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, expect, thirds, view
+from bei.adapters.bert import sequence_head, token_head
+from bei.adapters.config import EncoderConfig, Layer, Moe
+from bei.adapters.rope import read_rope
+from bei.errors import UnsupportedConfig
+
+GATED = {"swiglu": "silu", "geglu": "gelu"}
+CLASSES = (
+    *("NomicBertConfig", "NomicBertModel", "NomicBertForPreTraining", "NomicBertForMultipleChoice"),
+    *(
+        "NomicBertForQuestionAnswering",
+        "NomicBertForSequenceClassification",
+        "NomicBertForTokenClassification",
+    ),
+)
+
+
+def config(hf: HfConfig) -> EncoderConfig:
+    hf = native(hf)
+    gated = hf.get("activation_function") != "gelu"
+    expect(hf, prenorm=False, parallel_block=False, causal=False, use_rms_norm=False, num_heads_kv=None)
+    expect(hf, rotary_emb_fraction=1.0, rotary_emb_interleaved=False, rotary_emb_scale_base=None)
+    expect(hf, qkv_proj_bias=not gated, mlp_fc1_bias=not gated, mlp_fc2_bias=not gated)
+    dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
+    expect(hf, head_dim=dim // heads)
+    multiple = hf.size("pad_vocab_size_multiple", 1)
+    return EncoderConfig(
+        vocab=-(-hf.size("vocab_size") // multiple) * multiple,
+        dim=dim,
+        layers=_layers(hf, dim // heads, gated),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=dim // heads,
+        ffn=hf.size("intermediate_size"),
+        act=hf.choice("hidden_act", ACTIVATIONS),
+        gated=gated,
+        norm="layer",
+        norm_eps=hf.number("layer_norm_eps"),
+        placement="post",
+        attn_scale=(dim // heads) ** -0.5,
+        types=hf.size("type_vocab_size") if hf["type_vocab_size"] else 0,
+        embed_norm=True,
+    )
+
+
+def native(hf: HfConfig) -> HfConfig:
+    """GPT-2's keys in transformers' spelling; refused where a config with both contradicts itself."""
+    if "n_embd" not in hf:
+        return hf
+    act = hf.choice("activation_function", {**GATED, "gelu": "gelu"})
+    inner = hf.size("n_inner")
+    values = {
+        "hidden_size": hf["n_embd"],
+        "num_hidden_layers": hf["n_layer"],
+        "num_attention_heads": hf["n_head"],
+        "intermediate_size": -(-inner // 256) * 256 if hf["activation_function"] in GATED else inner,
+        "hidden_act": act,
+        "layer_norm_eps": hf["layer_norm_epsilon"],
+        "rope_parameters": _rope_parameters(hf),
+    }
+    for key, value in values.items():
+        if hf.get(key, value) != value:
+            raise UnsupportedConfig(
+                f"{hf.name}: {key}={hf[key]!r}, but the older keys beside it say {value!r}. "
+                "Use the revision whose config.json has one of the two."
+            )
+    if hf.get("rotary_scaling_factor"):
+        values["max_position_embeddings"] = hf.size("max_trained_positions", 2048)
+    return HfConfig({**hf, **values})
+
+
+def _rope_parameters(hf: HfConfig) -> Mapping[str, Any]:
+    theta, factor = hf.number("rotary_emb_base"), hf.get("rotary_scaling_factor")
+    if factor:
+        return {"rope_type": "dynamic", "rope_theta": theta, "factor": factor}
+    return {**hf.get("rope_parameters", {"rope_type": "default"}), "rope_theta": theta}
+
+
+def _layers(hf: HfConfig, head_dim: int, gated: bool) -> tuple[Layer, ...]:
+    """With experts, layers 1, 1 + n, 1 + 2n … are mixtures (n = `moe_every_n_layers`), the others plain."""
+    plain = Layer(rope=read_rope(hf, head_dim, default_theta=1000.0))
+    count = hf.size("num_hidden_layers")
+    if hf.get("num_experts", 0) < 2:
+        return (plain,) * count
+    expect(hf, activation_function="gelu", moe_normalize_expert_weights=False)
+    expect(hf, expert_choice_router=False, num_shared_experts=0, ffn_div=1)
+    moe = Moe(experts=hf.size("num_experts"), top_k=hf.size("moe_top_k"), renormalize=False)
+    mixture = Layer(rope=plain.rope, moe=moe)
+    return tuple(mixture if i % hf.size("moe_every_n_layers") == 1 else plain for i in range(count))
+
+
+def weights(cfg: EncoderConfig) -> Rows:
+    """Names as the Hub has them, otherwise as transformers has them in memory."""
+    yield "embed.tokens.weight", view("embeddings.word_embeddings.weight")
+    if cfg.types:
+        yield "embed.types.weight", view("embeddings.token_type_embeddings.weight")
+    for p in ("weight", "bias"):
+        yield f"embed.norm.{p}", view(f"emb_ln.{p}", otherwise=view(f"embeddings.LayerNorm.{p}"))
+    for i, layer in enumerate(cfg.layers):
+        yield from _attention(cfg, i)
+        yield from _mixture(i) if layer.moe else _mlp(cfg, i)
+        for ours, hub, memory in (("attn", "norm1", "post_attention"), ("ffn", "norm2", "post_mlp")):
+            for p in ("weight", "bias"):
+                other = view(f"layers.{i}.{memory}_layernorm.{p}")
+                yield f"layers.{i}.{ours}_norm.{p}", view(f"encoder.layers.{i}.{hub}.{p}", otherwise=other)
+
+
+def _attention(cfg: EncoderConfig, i: int) -> Rows:
+    hub, memory = f"encoder.layers.{i}.attn", f"layers.{i}.self_attn"
+    for p in _parameters(cfg):
+        for x, rows in zip("qkv", thirds(cfg.dim), strict=True):
+            other = view(f"{memory}.{x}_proj.{p}")
+            yield f"layers.{i}.{x}.{p}", view(f"{hub}.Wqkv.{p}", rows=rows, otherwise=other)
+        yield f"layers.{i}.o.{p}", view(f"{hub}.out_proj.{p}", otherwise=view(f"{memory}.o_proj.{p}"))
+
+
+def _mlp(cfg: EncoderConfig, i: int) -> Rows:
+    gated = {"up": "fc11", "gate": "fc12", "down": "fc2"}
+    for ours, hub in (gated if cfg.gated else {"up": "fc1", "down": "fc2"}).items():
+        for p in _parameters(cfg):
+            other = view(f"layers.{i}.mlp.{ours}_proj.{p}")
+            yield f"layers.{i}.{ours}.{p}", view(f"encoder.layers.{i}.mlp.{hub}.{p}", otherwise=other)
+
+
+def _mixture(i: int) -> Rows:
+    ours, hub = f"layers.{i}.moe", f"encoder.layers.{i}.mlp"
+    yield f"{ours}.router.weight", view(f"{hub}.router.layer.weight")
+    yield f"{ours}.w1.weight", view(f"{hub}.experts.mlp.w1")
+    yield f"{ours}.w2.weight", view(f"{hub}.experts.mlp.w2")
+    yield f"{ours}.bias", view(f"{hub}.experts.bias")
+
+
+def _parameters(cfg: EncoderConfig) -> tuple[str, ...]:
+    """`config` has made sure that the gated MLP comes without biases and the plain one with them."""
+    return ("weight",) if cfg.gated else ("weight", "bias")
+
+
+NOMIC_BERT = Adapter(
+    name="nomic-bert",
+    model_types=("nomic_bert",),
+    config=config,
+    weights=weights,
+    remote_code=CLASSES,
+    prefixes=("", "nomic_bert.", "bert."),
+    ignore=("pooler.*", "cls.*"),
+    sequence_head=sequence_head,
+    token_head=token_head,
+)

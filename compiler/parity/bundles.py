@@ -1,0 +1,123 @@
+"""A bundle's engines against the checkpoint it was made from."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+import bei
+from bei.compiler.bundle import hash_file
+from bei.compiler.parity.reference import Reference, hugging_face
+from bei.compiler.parity.report import EngineReport, ParityReport
+from bei.compiler.parity.run import Expected, check_engine, expect, not_run
+from bei.compiler.parity.subject import bundle_engine
+from bei.compiler.parity.texts import Sample, builtin, require_fit
+from bei.compiler.progress import QUIET, Progress
+from bei.errors import EngineError, ParityError
+from bei.manifest import EngineRecord, Manifest, Task
+from bei.runtime.bundle import Bundle
+from bei.runtime.executors import registry
+
+SOURCE_FOLDER = "source"
+MakeReference = Callable[[Path, Task, int], Reference]
+"""From the checkpoint's folder, the task and the longest input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """What to try, and what to call it in the report."""
+
+    source: str
+    samples: tuple[Sample, ...]
+
+
+def builtin_texts(manifest: Manifest, *, full: bool = False) -> Texts:
+    """The built-in texts that fit a bundle: its task, its longest input, its prompts."""
+    prompts = tuple(name for name, text in sorted(manifest.prompts.items()) if text)
+    samples = builtin(manifest.head.task, manifest.limits.max_length, prompts=prompts, full=full)
+    return Texts(source="built-in, full" if full else "built-in", samples=samples)
+
+
+def default_reference(folder: Path, task: Task, max_length: int) -> Reference:
+    """Hugging Face."""
+    return hugging_face(folder, task, max_length=max_length)
+
+
+def check_bundle(
+    bundle: Bundle,
+    checkpoint: Path,
+    texts: Texts,
+    *,
+    targets: Sequence[str] = (),
+    make_reference: MakeReference = default_reference,
+    progress: Progress = QUIET,
+) -> ParityReport:
+    """Measure ``targets``, by default every engine; engines that cannot run here are listed as not run.
+
+    Raises ParityError for texts that do not fit the task or where there is no reference, and BundleError for a target
+    the bundle does not have.
+    """
+    manifest = bundle.manifest
+    require_fit(texts.samples, manifest.head.task, texts.source)
+    records = [manifest.engine(target) for target in targets] or list(manifest.engines)
+    reasons = {record.target: registry.available(record) for record in records}
+    engines = [not_run(r.target, r.precision, f"built, not executed: {reasons[r.target]}") for r in records]
+    if not all(reasons.values()):
+        with progress.stage("reference", len(texts.samples), unit="items"):
+            reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
+            expected = expect(reference, texts.samples, texts.source)
+        for i, record in enumerate(records):
+            if reasons[record.target] is None:
+                engines[i] = _measure(bundle, record, expected, progress)
+    return ParityReport(
+        bei_version=bei.__version__,
+        model=manifest.name,
+        revision=manifest.source.revision,
+        task=manifest.head.task,
+        engines=tuple(engines),
+    )
+
+
+@contextmanager
+def checkpoint_of(bundle: Bundle) -> Iterator[Path]:
+    """The checkpoint the bundle carries inside it, laid out as it came (a folder of links, removed afterwards)."""
+    files = bundle.manifest.files
+    with tempfile.TemporaryDirectory(prefix="bei-parity-") as folder:
+        for name in bundle.manifest.source.files:
+            stored = name if name in files and f"{SOURCE_FOLDER}/{name}" not in files else f"{SOURCE_FOLDER}/{name}"
+            if stored not in files:
+                raise ParityError(
+                    f"{bundle.path}: the checkpoint's {name} is not in the bundle. Give --checkpoint FOLDER."
+                )
+            link = Path(folder, name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(bundle.path / stored, link)
+        yield Path(folder)
+
+
+def require_source(folder: Path, manifest: Manifest, progress: Progress = QUIET) -> None:
+    """Raises ParityError unless ``folder`` holds the very files the bundle was made from."""
+    for name, record in manifest.source.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ParityError(f"{folder}: {name} is missing; {manifest.name} was made from a checkpoint with it.")
+        if path.stat().st_size != record.size or hash_file(path, progress).sha256 != record.sha256:
+            raise ParityError(
+                f"{folder}: {name} is not the file that {manifest.name} was made from (its SHA-256 differs). "
+                "Give the same revision of the checkpoint."
+            )
+
+
+def _measure(bundle: Bundle, record: EngineRecord, expected: Expected, progress: Progress) -> EngineReport:
+    with progress.stage(record.target, len(expected.samples), unit="items"):
+        try:
+            with bundle_engine(bundle, record) as engine:
+                return check_engine(engine, expected)
+        except EngineError as error:  # it should run here, but cannot be loaded
+            return msgspec.structs.replace(
+                not_run(record.target, record.precision, str(error)), verdict="failed"
+            )

@@ -1,0 +1,113 @@
+"""Islands by bisection: the few units that FP16 cannot hold even after folding become BF16 or FP32."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import torch
+from torch import Tensor
+
+from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Head
+from bei.compiler.lowering.torch_ops import Storage, run_torch
+from bei.compiler.precision.audit import Batch
+from bei.compiler.precision.policy import Policy, Wide, units
+from bei.compiler.weights import Weight
+
+COSINE = 0.9999
+"""What FP16 storage must reach against fp32, for every text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """Runs the encoder with FP16 storage under a policy and compares with fp32, on fixed texts."""
+
+    cfg: EncoderConfig
+    head: Head
+    weights: Mapping[str, Weight]
+    batches: Sequence[Batch]
+    reference: tuple[Tensor, ...]
+    stream: torch.dtype
+
+    def cosine(self, policy: Policy) -> float:
+        """The smallest cosine over all rows (tokens, for per-token heads); NaN counts as −1."""
+        storage = Storage(body=torch.float16, stream=self.stream, islands=policy.islands)
+        worst = 1.0
+        for (ids, mask, types), expected in zip(self.batches, self.reference, strict=True):
+            out = run_torch(
+                self.cfg, self.head, self.weights, ids, mask, types=types, storage=storage, policy=policy
+            )
+            worst = min(worst, _cosine(out, expected, mask))
+        return worst
+
+
+def trial(
+    cfg: EncoderConfig,
+    head: Head,
+    weights: Mapping[str, Weight],
+    batches: Sequence[Batch],
+    *,
+    stream: torch.dtype = torch.float32,
+) -> Trial:
+    """A `Trial` with its fp32 reference computed. Heads run in fp32, and a cosine of logits says little: for every task
+    but embed the pooled (or per-token) vector before the head's steps is compared."""
+    head = head if head.task == "embed" else replace(head, steps=())
+    reference = tuple(run_torch(cfg, head, weights, i, m, types=t) for i, m, t in batches)
+    return Trial(cfg=cfg, head=head, weights=weights, batches=batches, reference=reference, stream=stream)
+
+
+def add_islands(trial: Trial, policy: Policy, *, threshold: float = COSINE) -> Policy:
+    """``policy`` with the fewest islands that reach ``threshold``: none if it already does, BF16 if that is enough,
+    FP32 otherwise. If not even FP32 throughout does, every unit is FP32 (the caller's gate will say so)."""
+    plain = trial.cosine(policy)
+    if plain >= threshold:
+        return policy
+    kinds: tuple[Wide, ...] = ("bf16", "fp32")
+    for kind in kinds:
+        chosen = smallest(
+            units(trial.cfg), lambda subset, kind=kind: _passes(trial, policy, subset, kind, threshold)
+        )
+        if chosen is not None:
+            return _with(policy, chosen, kind, f"plain FP16 reaches cosine {plain:.6f}, need {threshold}")
+    return _with(policy, units(trial.cfg), "fp32", f"no mixture reaches cosine {threshold}")
+
+
+def smallest(items: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> list[str] | None:
+    """A subset that passes and from which no single item can be dropped; None when not even all of them pass.
+
+    Delta debugging (Zeller, Hildebrandt 2002): drop large pieces first, then smaller ones.
+    """
+    kept = list(items)
+    if not passes(kept):
+        return None
+    size = max(1, len(kept) // 2)
+    while True:
+        dropped = False
+        start = 0
+        while start < len(kept):
+            candidate = kept[:start] + kept[start + size :]
+            if passes(candidate):
+                kept, dropped = candidate, True
+            else:
+                start += size
+        if size == 1 and not dropped:
+            return kept
+        size = max(1, size // 2)
+
+
+def _passes(trial: Trial, policy: Policy, subset: Sequence[str], kind: Wide, threshold: float) -> bool:
+    return trial.cosine(_with(policy, subset, kind, "")) >= threshold
+
+
+def _with(policy: Policy, subset: Sequence[str], kind: Wide, reason: str) -> Policy:
+    islands = policy.islands | dict.fromkeys(subset, kind)
+    reasons = policy.reasons | (dict.fromkeys(subset, reason) if reason else {})
+    return msgspec.structs.replace(policy, islands=islands, reasons=reasons)
+
+
+def _cosine(out: Tensor, expected: Tensor, mask: Tensor) -> float:
+    if out.ndim == 3:
+        out, expected = out[mask.bool()], expected[mask.bool()]
+    if not bool(torch.isfinite(out).all()):
+        return -1.0
+    return float(torch.nn.functional.cosine_similarity(out.double(), expected.double(), dim=-1).min())

@@ -1,0 +1,68 @@
+"""From row lengths to batches: pure functions, shared by the Python API and the scheduler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bei.manifest import EngineRecord, Limits
+
+CPU_BATCH_TOKENS = 1024
+"""Budget of a CPU engine: its caches, not its cores, decide. See benchmarks/results."""
+
+CPU_WASTE = 0.125
+GPU_WASTE = 0.25
+"""Share of a batch that may be padding when requests are put together: a CPU gains little from fuller batches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What one engine call may hold: ``max_tokens`` (padding included), ``max_rows``, and ``max_waste``, the share of
+    padding up to which rows of different requests are put together. A packed engine (``padded`` False) has no padding.
+    """
+
+    max_tokens: int
+    max_rows: int
+    padded: bool = True
+    max_waste: float = GPU_WASTE
+
+    def fits(self, rows: int, longest: int, real_tokens: int) -> bool:
+        """Whether that many rows may run together; a single row always may."""
+        if rows <= 1:
+            return True
+        tokens = rows * longest if self.padded else real_tokens
+        return rows <= self.max_rows and tokens <= self.max_tokens
+
+    def wastes(self, rows: int, longest: int, real_tokens: int) -> bool:
+        """Whether such a batch would hold more padding than ``max_waste``."""
+        return self.padded and rows * longest - real_tokens > self.max_waste * rows * longest
+
+
+def budget_for(record: EngineRecord, limits: Limits, max_tokens: int | None = None) -> Budget:
+    """The engine's budget within the bundle's limits; ``max_tokens`` overrides the measured default."""
+    cpu = record.device == "cpu"
+    default = CPU_BATCH_TOKENS if cpu else limits.max_batch_tokens
+    return Budget(
+        max_tokens=min(max_tokens or default, limits.max_batch_tokens),
+        max_rows=limits.max_batch,
+        padded=record.layout == "padded",
+        max_waste=CPU_WASTE if cpu else GPU_WASTE,
+    )
+
+
+def plan(lengths: Sequence[int], budget: Budget) -> list[list[int]]:
+    """Batches of indices into ``lengths``: each index once, longest rows first, neighbours in length together.
+
+    A row that alone exceeds the budget is a batch by itself. Padding in all is at most max_rows · (longest − shortest),
+    since the batches are consecutive runs of one sorted order.
+    """
+    batches: list[list[int]] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches:
+            longest = lengths[batches[-1][0]]
+            if budget.fits(len(batches[-1]) + 1, longest, tokens + lengths[index]):
+                batches[-1].append(index)
+                tokens += lengths[index]
+                continue
+        batches.append([index])
+        tokens = lengths[index]
+    return batches

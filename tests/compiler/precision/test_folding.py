@@ -1,0 +1,211 @@
+"""Folding changes no function, and brings planted outliers back into FP16, in torch and in the emitted graph."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.adapters.cases import CASES
+from tests.adapters.tiny import Loaded, batch, load, run_onnx, save
+
+from bei.adapters.head import Head
+from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
+from bei.compiler.lowering.torch_ops import Storage, run_torch
+from bei.compiler.precision.audit import audit
+from bei.compiler.precision.islands import add_islands, smallest, trial
+from bei.compiler.precision.plan import BUDGET, plan_scales
+from bei.compiler.precision.policy import FP16_MAX, PLAIN, Policy, scalable, units
+from bei.compiler.weights import Weight
+
+MEAN = Head(task="embed", pooling=("mean",), steps=())
+FAMILIES = (
+    "bert", "mpnet", "modernbert", "nomic-bert-moe", "jina-bert-code", "gte", "gemma3", "qwen2", "qwen3", "llama"
+)  # fmt: skip
+FP16 = ir.DataType.FLOAT16
+HALF = replace(ONNXRUNTIME_CPU, compute=FP16, attention="primitive")
+HALF_STREAM = replace(HALF, stream=FP16)
+
+
+@cache
+def loaded(name: str) -> Loaded:
+    case = next(case for case in CASES if case.name == name)
+    folder = Path(mkdtemp())
+    save(case, folder)
+    return load(folder)
+
+
+def inputs(model: Loaded) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch((1, 7, 12), model.cfg.vocab)
+
+
+def cosine(a: object, b: object) -> float:
+    x, y = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    if not bool(torch.isfinite(x).all()):
+        return -1.0
+    return float(torch.nn.functional.cosine_similarity(x, y, dim=-1).min())
+
+
+powers = st.integers(-12, 6).map(lambda k: 2.0**k)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_any_scales_leave_the_function_unchanged(name: str, data: st.DataObject) -> None:
+    model = loaded(name)
+    sites = sorted(scalable(model.cfg))
+    scales = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(sites, powers)))
+    policy = Policy(stream=data.draw(powers), scales=scales)
+    ids, mask = inputs(model)
+    plain = run_torch(model.cfg, MEAN, model.weights, ids, mask)
+    folded = run_torch(model.cfg, MEAN, model.weights, ids, mask, policy=policy)
+    torch.testing.assert_close(folded, plain, rtol=1e-6, atol=1e-6 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_graph_takes_the_same_scales(name: str) -> None:
+    model = loaded(name)
+    policy = Policy(stream=2.0**-5, scales=dict.fromkeys(scalable(model.cfg), 2.0**-3))
+    ids, mask = inputs(model)
+    plain = run_onnx(model, ids, mask, head=MEAN)
+    folded = run_onnx(model, ids, mask, head=MEAN, precision=policy)
+    np.testing.assert_allclose(folded, plain, rtol=1e-5, atol=1e-5 * float(np.abs(plain).max()))
+
+
+Planted = Mapping[str, Weight]
+
+
+def times(weights: Planted, factors: Callable[[str], float]) -> Planted:
+    return {name: replace(w, scale=w.scale * factors(name)) for name, w in weights.items()}
+
+
+def large_stream(size: float, entry: str = "tokens") -> Callable[[str], float]:
+    """Everything that enters the residual stream, larger; ``entry`` is where the embedding does."""
+    sites = (entry, "attn_out_norm", "ffn_out_norm", "o", "down")
+    return lambda name: size if name.split(".")[-2] in sites else 1.0
+
+
+def large_post_norms(name: str) -> float:
+    """At width 32 a normalised value reaches 5.7 where it reaches 28 at Gemma's 768: 1e4 stands for 1e3 and more."""
+    return 2e4 if "out_norm" in name else 1.0
+
+
+def large_up(name: str) -> float:
+    """act(gate)·up at 1e6 and beyond; down undoes it."""
+    return {"up": 1e6, "down": 1e-6}.get(name.split(".")[-2], 1.0)
+
+
+def large_v(name: str) -> float:
+    return {"v": 1e5, "o": 1e-5 if name.endswith("weight") else 1.0}.get(name.split(".")[-2], 1.0)
+
+
+OUTLIERS = (
+    ("gemma3", "stream 8e5", large_stream(4e5), True),
+    ("gemma3", "post-norms", large_post_norms, True),
+    ("gemma3", "gate·up 1e6", large_up, False),
+    ("modernbert", "stream 3e4", large_stream(3e4, entry="norm"), True),
+    ("modernbert", "gate·up 1e6", large_up, False),
+    ("qwen2", "v 1e5", large_v, False),
+    ("qwen3", "stream", large_stream(4e5), True),
+    ("qwen3", "gate·up 1e6", large_up, False),
+    ("llama", "v 1e5", large_v, False),
+    ("llama", "stream", large_stream(4e5), True),
+    ("bert", "v 1e5", large_v, False),
+    ("gte", "gate·up 1e6", large_up, False),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "factor", "stream"), OUTLIERS, ids=[f"{n}: {w}" for n, w, _, _ in OUTLIERS]
+)
+def test_planted_outliers_are_folded_away(
+    name: str, what: str, factor: Callable[[str], float], stream: bool
+) -> None:
+    """FP16 storage as it is gives NaN or a wrong vector; with the planned scales it is right."""
+    model = replace(loaded(name), weights=times(loaded(name).weights, factor))
+    ids, mask = inputs(model)
+    storage = Storage(body=torch.float16, stream=torch.float16 if stream else torch.float32)
+    graph = HALF_STREAM if stream else HALF
+    expected = run_torch(model.cfg, MEAN, model.weights, ids, mask)
+
+    def torch_cosine(policy: Policy) -> float:
+        out = run_torch(model.cfg, MEAN, model.weights, ids, mask, storage=storage, policy=policy)
+        return cosine(out, expected)
+
+    def graph_cosine(policy: Policy) -> float:
+        return cosine(run_onnx(model, ids, mask, head=MEAN, policy=graph, precision=policy), expected)
+
+    assert torch_cosine(PLAIN) < 0.99
+    assert graph_cosine(PLAIN) < 0.99
+    batches = [(ids, mask, torch.zeros_like(ids))]
+    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches), fp16_stream=stream)
+    assert policy.reasons
+    assert torch_cosine(policy) >= 0.9999
+    assert graph_cosine(policy) >= 0.9999
+
+
+def test_after_folding_every_site_is_within_its_budget() -> None:
+    model = replace(loaded("gemma3"), weights=times(loaded("gemma3").weights, large_stream(4e5)))
+    ids, mask = inputs(model)
+    batches = [(ids, mask, torch.zeros_like(ids))]
+    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches), fp16_stream=True)
+    before = audit(model.cfg, MEAN, model.weights, batches)
+    after = audit(model.cfg, MEAN, model.weights, batches, policy)
+    assert max(before.values()) > FP16_MAX
+    assert max(after.values()) <= BUDGET
+
+
+def test_ranges_do_not_depend_on_the_padding() -> None:
+    model = loaded("bert")
+    ids, mask = inputs(model)
+    wider = torch.nn.functional.pad(ids, (0, 5), value=7), torch.nn.functional.pad(mask, (0, 5))
+    zero = [torch.zeros_like(x) for x in (ids, wider[0])]
+    a = audit(model.cfg, MEAN, model.weights, [(ids, mask, zero[0])])
+    b = audit(model.cfg, MEAN, model.weights, [(*wider, zero[1])])
+    assert a.keys() == b.keys()
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_an_overflow_that_cannot_be_folded_becomes_the_smallest_island() -> None:
+    """GELU is not linear: a plain MLP whose hidden value overflows in one layer needs that unit wider."""
+    model = loaded("bert")
+
+    def factor(name: str) -> float:
+        return {"layers.1.up.weight": 3e5, "layers.1.up.bias": 3e5, "layers.1.down.weight": 3e-5}.get(
+            name, 1.0
+        )
+
+    model = replace(model, weights=times(model.weights, factor))
+    ids, mask = inputs(model)
+    batches = [(ids, mask, torch.zeros_like(ids))]
+    case = trial(model.cfg, MEAN, model.weights, batches)
+    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches))
+    assert case.cosine(policy) < 0.99
+    with_islands = add_islands(case, policy)
+    assert list(with_islands.islands) == ["layers.1.mlp"]
+    assert "cosine" in with_islands.reasons["layers.1.mlp"]
+    assert case.cosine(with_islands) >= 0.9999
+
+
+def test_no_island_where_none_is_needed() -> None:
+    model = loaded("llama")
+    ids, mask = inputs(model)
+    case = trial(model.cfg, MEAN, model.weights, [(ids, mask, torch.zeros_like(ids))])
+    assert add_islands(case, PLAIN) == PLAIN
+    assert units(model.cfg)[:2] == ["layers.0.attention", "layers.0.mlp"]
+
+
+@given(needed=st.sets(st.integers(0, 30), max_size=6))
+def test_bisection_finds_exactly_what_is_needed(needed: set[int]) -> None:
+    items = [str(i) for i in range(31)]
+    found = smallest(items, lambda subset: needed <= {int(i) for i in subset})
+    assert found is not None
+    assert {int(i) for i in found} == needed
+    assert smallest(items, lambda subset: False) is None
