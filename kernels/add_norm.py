@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from bei.cuda_plan import Size, Symbol
-from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two
+from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,13 +98,12 @@ def plan(forms: Forms, *, sm: int, kind: Kind, eps: float, factor: float, rows: 
     assert x
     block = power_of_two(x.width)
     each = rows_a_program(block)
-    strides = {f"{name.upper()}_STRIDE": f.stride if (f := forms[name]) else 0 for name in ("x", "a", *OUTPUTS)}
     return launch(
         forms,
         function=_add_norm,
         sizes=(rows,),
         constants={
-            **strides,
+            **strides(forms, ("x", "a", *OUTPUTS)),
             "D": x.width,
             "BLOCK_D": block,
             "BLOCK_R": each,

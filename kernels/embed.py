@@ -12,7 +12,7 @@ import triton.language as tl
 
 from bei.cuda_plan import Size
 from bei.kernels.add_norm import OUTPUTS, Kind, normalise, rows_a_program
-from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two
+from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ def reference(
 @triton.jit
 def _embed(
     ids, types, positions, token_table, type_table, position_table, weight, bias, total, half, full, tokens,
+    TOTAL_STRIDE: tl.constexpr, HALF_STRIDE: tl.constexpr, FULL_STRIDE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     SCALE: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -66,9 +67,9 @@ def _embed(
     if position_table is not None:
         row = tl.load(positions + t, mask=real, other=0).to(tl.int64)[:, None]
         s += tl.load(position_table + row * D + d, mask=live, other=0.0).to(tl.float32)
-    at = t.to(tl.int64)[:, None] * D + d
+    at = t.to(tl.int64)[:, None]
     if total is not None:
-        tl.store(total + at, s.to(total.dtype.element_ty), mask=live)
+        tl.store(total + at * TOTAL_STRIDE + d, s.to(total.dtype.element_ty), mask=live)
     y = s
     if KIND == "layer":
         mean = tl.sum(s, 1)[:, None] / D
@@ -81,9 +82,9 @@ def _embed(
     if bias is not None:
         y += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
     if half is not None:
-        tl.store(half + at, y.to(half.dtype.element_ty), mask=live)
+        tl.store(half + at * HALF_STRIDE + d, y.to(half.dtype.element_ty), mask=live)
     if full is not None:
-        tl.store(full + at, y.to(full.dtype.element_ty), mask=live)
+        tl.store(full + at * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
 
 
 def plan(forms: Forms, *, sm: int, scale: float, kind: Kind, eps: float) -> KernelLaunch:
@@ -97,6 +98,7 @@ def plan(forms: Forms, *, sm: int, scale: float, kind: Kind, eps: float) -> Kern
         function=_embed,
         sizes=("tokens",),
         constants={
+            **strides(forms, OUTPUTS),
             "D": table.width,
             "BLOCK_D": block,
             "BLOCK_T": each,

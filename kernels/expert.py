@@ -13,7 +13,7 @@ import triton.language as tl
 
 from bei.cuda_plan import Size
 from bei.kernels.activate import Act, act_fn, activated
-from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two
+from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def reference(
 @triton.jit
 def _expert(
     logits, hidden, out,
-    LOGITS_STRIDE: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr,
+    LOGITS_STRIDE: tl.constexpr, HIDDEN_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr,
     ACT: tl.constexpr, TOP_K: tl.constexpr, RENORMALIZE: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
@@ -52,10 +52,10 @@ def _expert(
         share = share / tl.sum(share, 0)
     mine = tl.sum(tl.where(e == expert, share, 0.0), 0)
     f = tl.program_id(2) * BLOCK_F + tl.arange(0, BLOCK_F)
-    at = t * (E * F) + expert * F + f
+    at = expert * F + f
     live = f < F
-    y = act_fn(tl.load(hidden + at, mask=live, other=0.0).to(tl.float32), ACT) * mine
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=live)
+    y = act_fn(tl.load(hidden + t * HIDDEN_STRIDE + at, mask=live, other=0.0).to(tl.float32), ACT) * mine
+    tl.store(out + t * OUT_STRIDE + at, y.to(out.dtype.element_ty), mask=live)
 
 
 def plan(forms: Forms, *, sm: int, act: Act, top_k: int, renormalize: bool) -> KernelLaunch:
@@ -69,7 +69,7 @@ def plan(forms: Forms, *, sm: int, act: Act, top_k: int, renormalize: bool) -> K
         function=_expert,
         sizes=(),
         constants={
-            "LOGITS_STRIDE": logits.stride,
+            **strides(forms, ("logits", "hidden", "out")),
             "E": logits.width,
             "BLOCK_E": power_of_two(logits.width),
             "F": width,

@@ -29,7 +29,10 @@ Forms = Mapping[str, Form | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelLaunch:
-    """``pointers``: parameter → element type, None where absent, in the function's order; ``constants`` its constexprs."""
+    """``pointers``: parameter → element type, None where absent, in the function's order; ``constants`` its constexprs.
+
+    Pointers are multiples of 16 bytes, except ``unaligned`` ones.
+    """
 
     function: Any
     pointers: Mapping[str, DType | None]
@@ -38,6 +41,7 @@ class KernelLaunch:
     grid: tuple[Size, ...]
     warps: int = 4
     stages: int = 2
+    unaligned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,11 @@ class Sample:
 def launch(forms: Forms, **fields: Any) -> KernelLaunch:
     """A `KernelLaunch` whose pointers are ``forms`` in order."""
     return KernelLaunch(pointers={name: form and form.dtype for name, form in forms.items()}, **fields)
+
+
+def strides(forms: Forms, names: tuple[str, ...]) -> dict[str, int]:
+    """``NAME_STRIDE`` constants; 0 for an absent operand."""
+    return {f"{name.upper()}_STRIDE": f.stride if (f := forms[name]) else 0 for name in names}
 
 
 def power_of_two(n: int) -> int:

@@ -1,5 +1,6 @@
 """What runs one engine: blocking, one batch at a time. The scheduler and the server know only this protocol."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,3 +43,23 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Release the engine and its buffers; further calls are errors."""
+
+
+class Exclusive:
+    """An executor made safe for any number of threads: one call at a time."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.target = executor.target
+        self._executor = executor
+        self._lock = threading.Lock()
+
+    def run(self, rows: list[Row]) -> Sequence[Output] | Output:
+        with self._lock:
+            return self._executor.run(rows)
+
+    def describe(self) -> dict[str, Any]:
+        return self._executor.describe()
+
+    def close(self) -> None:
+        with self._lock:
+            self._executor.close()

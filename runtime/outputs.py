@@ -14,6 +14,8 @@ TINY = 1e-12
 
 def check_finite(rows: Sequence[Output] | Output) -> None:
     """Raise EngineError naming the rows that hold NaN or infinity."""
+    if isinstance(rows, np.ndarray) and np.isfinite(rows).all():
+        return
     bad = [index for index, row in enumerate(rows) if not np.isfinite(row).all()]
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
@@ -37,7 +39,9 @@ def check_dimensions(head: HeadSpec, dimensions: int | None) -> None:
 def check_normalize(head: HeadSpec, normalize: bool | None) -> None:
     """Raise InputError where vectors are normalised inside the engine and the caller wants them otherwise."""
     if normalize is False and head.normalized:
-        raise InputError("normalize: false is not possible, the model's own last step normalises its vectors.")
+        raise InputError(
+            "normalize: false is not possible, the model's own last step normalises its vectors."
+        )
 
 
 def embeddings(
@@ -50,8 +54,9 @@ def embeddings(
     x_BD = raw_BD[:, :dimensions]
     if not (head.normalized if normalize is None else normalize):
         return np.ascontiguousarray(x_BD)
-    norm_B1 = np.sqrt(np.square(x_BD, dtype=np.float64).sum(axis=1, keepdims=True))
-    return (x_BD / np.maximum(norm_B1, TINY)).astype(np.float32)
+    norm_B1 = np.linalg.norm(x_BD, axis=1, keepdims=True)
+    unit: Output = x_BD / np.maximum(norm_B1, np.float32(TINY))
+    return unit
 
 
 def scores(logits: Output, head: HeadSpec) -> Output:

@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 
 def pad(rows: Sequence[Row], pad_id: int, dtype: npt.DTypeLike) -> dict[str, Array]:
-    """``input_ids``, ``attention_mask``, ``token_type_ids``, all [B, L] of ``dtype``.
+    """``input_ids``, ``attention_mask``, ``token_type_ids`` [B, L] and ``prompt_length`` [B], all of ``dtype``.
 
     Padding slots hold ``pad_id``, 0 and 0. Raises InputError for no rows or a row without tokens.
     """
@@ -26,14 +26,19 @@ def pad(rows: Sequence[Row], pad_id: int, dtype: npt.DTypeLike) -> dict[str, Arr
     types = np.zeros(mask.shape, dtype)
     ids[mask] = np.concatenate([row.ids for row in rows])
     types[mask] = np.concatenate([row.types for row in rows])
-    return {"input_ids": ids, "attention_mask": mask.astype(dtype), "token_type_ids": types}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask.astype(dtype),
+        "token_type_ids": types,
+        "prompt_length": _prompts(rows, dtype),
+    }
 
 
 def pack(rows: Sequence[Row], dtype: npt.DTypeLike = np.int32) -> dict[str, Array]:
     """The packed inputs, all of ``dtype``.
 
     ``input_ids``, ``token_type_ids`` [T]; ``pad_index`` [B, L]: the token in each slot (0 in padding slots);
-    ``unpad_index`` [T]: each token's slot in the flattened [B·L]; ``attention_mask`` [B, L].
+    ``unpad_index`` [T]: each token's slot in the flattened [B·L]; ``attention_mask`` [B, L]; ``prompt_length`` [B].
     Raises InputError for no rows or a row without tokens.
     """
     mask = _mask(rows)
@@ -46,7 +51,12 @@ def pack(rows: Sequence[Row], dtype: npt.DTypeLike = np.int32) -> dict[str, Arra
         "pad_index": index,
         "unpad_index": slots.astype(dtype),
         "attention_mask": mask.astype(dtype),
+        "prompt_length": _prompts(rows, dtype),
     }
+
+
+def _prompts(rows: Sequence[Row], dtype: npt.DTypeLike) -> Array:
+    return np.array([row.prompt_tokens for row in rows], dtype)
 
 
 def _mask(rows: Sequence[Row]) -> npt.NDArray[np.bool_]:

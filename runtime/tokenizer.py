@@ -62,25 +62,28 @@ class Tokenizer:
         prompt: str | None = None,
         truncate: bool = True,
         side: Side = "right",
+        positions: Sequence[int] | None = None,
     ) -> list[Row]:
         """One row an input, in order: a text, a pair of texts, or token ids (used exactly as they are).
 
         ``prompt`` goes before each text (before a pair's first), as in sentence-transformers; token ids take none. A row
         longer than ``max_length`` tokens (special tokens included) loses tokens on ``side`` and says how many in
-        ``dropped``; without ``truncate`` it is refused. Raises InputError naming the index of the input.
+        ``dropped``; without ``truncate`` it is refused. Raises InputError naming the input by its index, or by its
+        entry in ``positions``.
         """
-        given: dict[int, Row] = {}
-        texts: list[str | Pair] = []
-        for index, item in enumerate(inputs):
-            text = _as_text(item, index)
-            if text is None:
-                given[index] = self._given_row(item, index, max_length, side)
-            else:
-                texts.append(_prompted(text, prompt))
+        names = range(len(inputs)) if positions is None else positions
+        texts = [_as_text(item, name) for item, name in zip(inputs, names, strict=True)]
         skip = self.prompt_tokens(prompt, max_length) if prompt else 0
-        made = (_row(e, _kept(e, max_length, side), skip) for e in self._encode_batch(texts))
-        rows = [given[index] if index in given else next(made) for index in range(len(inputs))]
-        _check_rows(rows, truncate, max_length)
+        encodings = iter(self._encode_batch([_prompted(text, prompt) for text in texts if text is not None]))
+        rows = []
+        for item, text, name in zip(inputs, texts, names, strict=True):
+            if text is None:
+                row = self._given_row(item, name, max_length, side)
+            else:
+                encoding = next(encodings)
+                row = _row(encoding, _kept(encoding, max_length, side), skip)
+            _check_row(row, name, truncate, max_length)
+            rows.append(row)
         return rows
 
     def encode_spans(
@@ -93,7 +96,8 @@ class Tokenizer:
         encodings = self._library.encode_batch(list(texts))
         kept = [_kept(encoding, max_length, side) for encoding in encodings]
         rows = [_row(encoding, keep, 0) for encoding, keep in zip(encodings, kept, strict=True)]
-        _check_rows(rows, truncate, max_length)
+        for index, row in enumerate(rows):
+            _check_row(row, index, truncate, max_length)
         return rows, [_spans(encoding, keep) for encoding, keep in zip(encodings, kept, strict=True)]
 
     def prompt_tokens(self, prompt: str, max_length: int) -> int:
@@ -129,7 +133,9 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_file(str(bundle.path / spec.file))
     except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{bundle.path}: {spec.file}: {error}. Rebuild the bundle with bei-compile.") from None
+        raise BundleError(
+            f"{bundle.path}: {spec.file}: {error}. Rebuild the bundle with bei-compile."
+        ) from error
     tokenizer = Tokenizer(library, spec)
     tokenizer.check_golden(str(bundle.path))
     return tokenizer
@@ -138,7 +144,9 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
 def _add_lowercase(library: tokenizers.Tokenizer) -> None:
     """What sentence-transformers does for do_lower_case: a Lowercase before the tokenizer's own normalizer."""
     own = library.normalizer
-    steps = list(own) if isinstance(own, Normalizers) else [own] if own is not None else []
+    steps: list[Any] = (
+        [own[i] for i in range(len(own))] if isinstance(own, Normalizers) else [own] if own else []
+    )
     if not any(isinstance(step, Lowercase) for step in steps):
         library.normalizer = Normalizers([Lowercase(), *steps])
 
@@ -200,7 +208,9 @@ def _kept(encoding: tokenizers.Encoding, max_length: int, side: Side) -> npt.NDA
     special = sequence < 0
     room = max_length - int(special.sum())
     if room <= 0:
-        raise InputError(f"max_length {max_length} leaves no room beside {int(special.sum())} special tokens.")
+        raise InputError(
+            f"max_length {max_length} leaves no room beside {int(special.sum())} special tokens."
+        )
     lengths = [int((sequence == half).sum()) for half in (0, 1)]
     keep = special
     for half, count in enumerate(_longest_first(lengths[0], lengths[1], room)):
@@ -237,12 +247,11 @@ def _spans(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None) ->
     return Spans(offsets=offsets[where], words=words[where], special=special[where])
 
 
-def _check_rows(rows: Sequence[Row], truncate: bool, max_length: int) -> None:
-    for index, row in enumerate(rows):
-        if not len(row.ids):
-            raise InputError(f"input {index}: gives no tokens. Send a text that is not empty.")
-        if row.dropped and not truncate:
-            raise InputError(
-                f"input {index}: {len(row.ids) + row.dropped} tokens, but at most {max_length} fit. "
-                "Shorten it, or ask for truncation."
-            )
+def _check_row(row: Row, index: int, truncate: bool, max_length: int) -> None:
+    if not len(row.ids):
+        raise InputError(f"input {index}: gives no tokens. Send a text that is not empty.")
+    if row.dropped and not truncate:
+        raise InputError(
+            f"input {index}: {len(row.ids) + row.dropped} tokens, but at most {max_length} fit. "
+            "Shorten it, or ask for truncation."
+        )

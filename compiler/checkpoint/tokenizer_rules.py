@@ -23,8 +23,11 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 _REGISTERED = {
     "bert": "BertTokenizer",
     "camembert": "CamembertTokenizer",
+    "distilbert": "BertTokenizer",
+    "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gte": "XLMRobertaTokenizer",
+    "jina_embeddings_v3": "XLMRobertaTokenizer",
     "mistral": "TokenizersBackend",
     "modernbert": "TokenizersBackend",
     "mpnet": "MPNetTokenizer",

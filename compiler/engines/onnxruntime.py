@@ -15,7 +15,9 @@ from bei.manifest import EngineRecord
 GRAPH_FILE = "model.onnx"
 
 
-def build(target: Target, cfg: EncoderConfig, head: Head, weights: Weights, writer: BundleWriter) -> EngineRecord:
+def build(
+    target: Target, cfg: EncoderConfig, head: Head, weights: Weights, writer: BundleWriter
+) -> EngineRecord:
     """Write ``model.onnx`` at the bundle's root, where its external data lies. Raises EngineError."""
     if target.device != "cpu":
         raise EngineError(f"target {target.name!r}: not built by this version. Use onnxruntime-cpu.")

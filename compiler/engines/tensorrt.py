@@ -103,7 +103,8 @@ def build(graph: bytes, weights: Mapping[str, Weight], options: TensorRtOptions,
         proof |= {"decomposable_retry": retried, "build_seconds": round(time.perf_counter() - started, 2)}
         _check_fusion(options, proof)
     except BaseException:
-        out.unlink(missing_ok=True)
+        if out.is_file():
+            out.unlink()
         raise
     return Built(plan_path=out, evidence=proof, tool_versions={row.name: str(trt.__version__)})
 

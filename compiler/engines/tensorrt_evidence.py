@@ -53,7 +53,7 @@ def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: Sequence[Pr
 
 def _attention_accumulation(kernels: Sequence[Kernel], facts: PlanFacts) -> dict[str, list[str]]:
     """Per attention; an attention whose SMs differ lists the weakest."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for kernel in kernels:
         if kernel.fused_attention and kernel.function in facts.attentions:
             weakest = min(facts.attentions[kernel.function], key=lambda pair: pair.count("fp32"))

@@ -5,7 +5,7 @@ stored in ``stream``: fp16 where every stored value is a norm's output (post-nor
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from bei.compiler import positions
 from bei.compiler.encoder import run
 from bei.compiler.lowering.cuda_program import Finished, Program
 from bei.compiler.ops import Attention, Index
+from bei.compiler.precision.folding import Folded
+from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight
 from bei.cuda_plan import DType, Epilogue, Operand, Product
 from bei.errors import LoweringError
@@ -90,7 +92,6 @@ class CudaOps:
 
     program: Program
     stream: Stream
-    position_pad: int | None = None
     _frequencies: dict[Rope, Operand] = field(default_factory=dict)
 
     # --- memory
@@ -428,14 +429,17 @@ class EmittedProgram:
 def emit_program(
     cfg: EncoderConfig,
     head: Head,
-    weights: dict[str, Weight],
+    weights: Mapping[str, Weight],
     *,
     sm: int,
     stream: Stream | None = None,
+    precision: Policy = PLAIN,
 ) -> EmittedProgram:
-    """The steps of ``run(cfg, head, …)``. ``stream`` None: fp16 after post-norms, else fp32."""
+    """The steps of ``run(cfg, head, …)``. ``stream`` None: fp16 after post-norms, else fp32; ``precision``'s scales
+    are folded in."""
     chosen: Stream = stream or ("f16" if cfg.placement == "post" else "f32")
-    program = Program(weights)
-    ops = CudaOps(program, chosen, cfg.position_pad)
-    output = ops.store(run(cfg, head, ops), "f32")
+    own = dict(weights)
+    program = Program(own)
+    ops = CudaOps(program, chosen)
+    output = ops.store(run(cfg, head, Folded(ops, own, precision, cfg)).value, "f32")
     return EmittedProgram(finished=program.finish(output, sm), program=program, output=output, stream=chosen)

@@ -88,7 +88,11 @@ def checkpoint_of(bundle: Bundle) -> Iterator[Path]:
     files = bundle.manifest.files
     with tempfile.TemporaryDirectory(prefix="bei-parity-") as folder:
         for name in bundle.manifest.source.files:
-            stored = name if name in files and f"{SOURCE_FOLDER}/{name}" not in files else f"{SOURCE_FOLDER}/{name}"
+            stored = (
+                name
+                if name in files and f"{SOURCE_FOLDER}/{name}" not in files
+                else f"{SOURCE_FOLDER}/{name}"
+            )
             if stored not in files:
                 raise ParityError(
                     f"{bundle.path}: the checkpoint's {name} is not in the bundle. Give --checkpoint FOLDER."
@@ -104,7 +108,9 @@ def require_source(folder: Path, manifest: Manifest, progress: Progress = QUIET)
     for name, record in manifest.source.files.items():
         path = folder / name
         if not path.is_file():
-            raise ParityError(f"{folder}: {name} is missing; {manifest.name} was made from a checkpoint with it.")
+            raise ParityError(
+                f"{folder}: {name} is missing; {manifest.name} was made from a checkpoint with it."
+            )
         if path.stat().st_size != record.size or hash_file(path, progress).sha256 != record.sha256:
             raise ParityError(
                 f"{folder}: {name} is not the file that {manifest.name} was made from (its SHA-256 differs). "

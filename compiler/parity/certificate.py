@@ -83,7 +83,8 @@ def certifier(progress: Progress = QUIET) -> Callable[[Path, Path], Manifest]:
 def _updated(manifest: Manifest, report: ParityReport, pages: Mapping[str, bytes]) -> Manifest:
     """The manifest with the report's verdicts, files and engine states."""
     records = {
-        name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in pages.items()
+        name: FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        for name, data in pages.items()
     }
     by_target = {engine.target: engine for engine in report.engines}
     verdicts: dict[str, Verdict] = {

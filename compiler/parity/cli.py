@@ -121,7 +121,7 @@ def circumstances(report: ParityReport, engine: EngineReport) -> str:
 def _table(measures: Sequence[Measure]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("left", "right", "left", "left"):
-        table.add_column(justify=justify)  # type: ignore[arg-type]
+        table.add_column(justify=justify)
     for m in measures:
         table.add_row(m.meaning, number(m.value), bound(m.threshold), MARKS[m.passed])
     return table

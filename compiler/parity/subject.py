@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bei.compiler.parity.reference import batches
+from bei.compiler.parity.reference import BATCH_TOKENS, batches
 from bei.compiler.parity.texts import Sample
 from bei.errors import ParityError
 from bei.manifest import EngineRecord, HeadSpec, Limits, Manifest
@@ -73,7 +73,8 @@ class BundleEngine:
     def outputs(self, samples: Sequence[Sample]) -> Sequence[F32]:
         rows = self.rows(samples)
         results: dict[int, F32] = {}
-        for batch in batches([row.ids.size for row in rows], self.limits.max_batch_tokens):
+        budget = min(BATCH_TOKENS, self.limits.max_batch_tokens)
+        for batch in batches([row.ids.size for row in rows], budget):
             for start in range(0, len(batch), self.limits.max_batch):
                 part = batch[start : start + self.limits.max_batch]
                 results.update(zip(part, self.run([rows[i] for i in part]), strict=True))

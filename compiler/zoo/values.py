@@ -39,7 +39,7 @@ _OUTPUTS = (
 
 
 def live_values(
-    spec: TensorSpec, *, seed: int, norm_centre: float, layers: int
+    spec: TensorSpec, *, seed: str, norm_centre: float, layers: int
 ) -> Iterator[npt.NDArray[Any]]:
     """The values of one tensor in chunks of a flat array, in its stored dtype."""
     count = math.prod(spec.shape)
@@ -72,5 +72,5 @@ def _is(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _key(seed: int, name: str) -> int:
+def _key(seed: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "little")

@@ -92,13 +92,13 @@ def _options(threads: int) -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # failures arrive as exceptions; warnings about the graph are not the user's
+    options.log_severity_level = (
+        4  # failures arrive as exceptions; warnings about the graph are not the user's
+    )
     return options
 
 
-def _check_names(
-    session: "onnxruntime.InferenceSession", record: EngineRecord, manifest: Manifest
-) -> None:
+def _check_names(session: "onnxruntime.InferenceSession", record: EngineRecord, manifest: Manifest) -> None:
     takes = sorted(value.name for value in session.get_inputs())
     gives = [value.name for value in session.get_outputs()]
     if takes != sorted(record.inputs) or manifest.head.output not in gives:

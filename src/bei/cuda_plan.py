@@ -135,6 +135,7 @@ class WeightTensor(_Data):
 class Plan(_Data):
     """One engine for one SM. ``arena`` bytes a token (``tokens``) and a row (``rows``) of a batch need.
 
+    ``conversions``: how a stored dtype becomes a device one, by "F32:f16".
     ``query_block``: queries a work item covers. ``inputs``: the `INPUTS` read. ``output``: the head's result.
     """
 
@@ -147,6 +148,7 @@ class Plan(_Data):
     buffers: dict[str, Buffer]
     arena: dict[Symbol, int]
     weights: dict[str, WeightTensor]
+    conversions: dict[str, Launch]
     constants: bytes
     inputs: tuple[str, ...]
     output: Operand

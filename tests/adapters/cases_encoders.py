@@ -93,7 +93,7 @@ NTK_AS_LINEAR: Config = {"rope_type": "linear", "rope_theta": 500.0 * 8, "factor
 
 def mpnet(**changes: Any) -> MPNetModel:
     """Room for distances beyond the last bucket (128)."""
-    return MPNetModel(MPNetConfig(**POST | {"max_position_embeddings": 152} | changes))
+    return MPNetModel(MPNetConfig(**POST | {"max_position_embeddings": 154} | changes))
 
 
 def modernbert(**changes: Any) -> ModernBertModel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
 
 Weights = Mapping[str, Weight]
 Mutant = tuple[str, EncoderConfig, Weights]
+Change = Callable[[Layer], Layer]
+Turn = Callable[[Rope], Rope | None]
 
 BY_NAME = {case.name: case for case in ENCODER_CASES}
 SEEN = (
@@ -75,7 +78,6 @@ def of_sizes(proof: Proof) -> Iterator[Mutant]:
         "eps": {"norm_eps": 1e-12 if cfg.norm_eps > 1e-3 else 0.02},
         "scale": {"attn_scale": cfg.attn_scale * 1.25},
         "activation": {"act": "silu" if cfg.act == "gelu" else "gelu"},
-        "heads": {"heads": 2 * cfg.heads, "kv_heads": 2 * cfg.heads, "head_dim": cfg.head_dim // 2},
         "causal": {"causal": True},
         "soft cap": {"softcap": 2.0},
         "embedding scale": {"embed_scale": 1.5},
@@ -94,10 +96,18 @@ def of_sizes(proof: Proof) -> Iterator[Mutant]:
     if cfg.qk_norm:
         changes |= {"q/k norm": {"qk_norm": None}, "q/k eps": {"qk_norm_eps": 1e-12}}
         changes["residual"] = {"double_residual": False}
+    if not isinstance(cfg.bias, RelativeBuckets):  # whose table has a column a head
+        changes["heads"] = _twice_the_heads(cfg)
     for label, bias in _biases(cfg):
         changes[label] = {"bias": bias}
     for label, change in changes.items():
         yield label, replace(cfg, **change), proof.weights
+
+
+def _twice_the_heads(cfg: EncoderConfig) -> dict[str, Any]:
+    heads, size = 2 * cfg.heads, cfg.head_dim // 2
+    halved = tuple(replace(layer, rope=layer.rope and replace(layer.rope, dim=size)) for layer in cfg.layers)
+    return {"heads": heads, "kv_heads": heads, "head_dim": size, "layers": halved}
 
 
 def _biases(cfg: EncoderConfig) -> Iterator[tuple[str, Any]]:
@@ -112,37 +122,37 @@ def _biases(cfg: EncoderConfig) -> Iterator[tuple[str, Any]]:
 
 def of_layers(proof: Proof) -> Iterator[Mutant]:
     """Facts of a layer: window, rotary positions, mixture."""
-    first = proof.cfg.layers[0]
-    changes: dict[str, Callable[[Layer], Layer]] = {"narrow": lambda layer: replace(layer, window=2)}
-    if any(layer.window for layer in proof.cfg.layers):
+    layers = proof.cfg.layers
+    changes: dict[str, Change] = {"narrow": lambda layer: replace(layer, window=2)}
+    if any(layer.window for layer in layers):
         changes |= {
             "window + 1": lambda layer: replace(layer, window=layer.window and layer.window + 1),
             "window − 1": lambda layer: replace(layer, window=layer.window and layer.window - 1),
             "no window": lambda layer: replace(layer, window=None),
-            "which layers are global": lambda layer: replace(first, attn_norm=layer.attn_norm),
+            "which layers are global": lambda layer: replace(layers[0], attn_norm=layer.attn_norm),
         }
-    if first.rope:
-        for label, turn in _turns(first.rope).items():
-            changes[label] = lambda layer, turn=turn: replace(layer, rope=turn(layer.rope))  # type: ignore[misc]
-    if any(layer.moe for layer in proof.cfg.layers):
-        for label, facts in (
-            ("top k", {"top_k": 1}),
-            ("all experts", {"top_k": 4}),
-            ("shares", {"renormalize": True}),
-        ):
-            changes[label] = lambda layer, facts=facts: replace(  # type: ignore[misc]
-                layer, moe=layer.moe and replace(layer.moe, **facts)
-            )
+    if layers[0].rope:
+        changes |= {label: partial(_turned, turn) for label, turn in _turns(layers[0].rope).items()}
+    if any(layer.moe for layer in layers):
+        changes |= {
+            "one expert": partial(_mixed, top_k=1),
+            "all experts": partial(_mixed, top_k=4),
+            "shares": partial(_mixed, renormalize=True),
+        }
     for label, change in changes.items():
-        yield (
-            label,
-            replace(proof.cfg, layers=tuple(change(layer) for layer in proof.cfg.layers)),
-            proof.weights,
-        )
+        yield label, replace(proof.cfg, layers=tuple(map(change, layers))), proof.weights
 
 
-def _turns(rope: Rope) -> dict[str, Callable[[Rope], Rope | None]]:
-    turns: dict[str, Callable[[Rope], Rope | None]] = {
+def _turned(turn: Turn, layer: Layer) -> Layer:
+    return replace(layer, rope=turn(layer.rope) if layer.rope else None)
+
+
+def _mixed(layer: Layer, **facts: Any) -> Layer:
+    return replace(layer, moe=replace(layer.moe, **facts) if layer.moe else None)
+
+
+def _turns(rope: Rope) -> dict[str, Turn]:
+    turns: dict[str, Turn] = {
         "theta": lambda rope: replace(rope, theta=rope.theta * 1.2),
         "interleaved": lambda rope: replace(rope, interleaved=True),
         "part of a head": lambda rope: replace(rope, dim=rope.dim // 2),

@@ -28,7 +28,17 @@ from bei.kernels.launch import run  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 SM = 10 * torch.cuda.get_device_capability()[0] if GPU else 80
-KERNELS: tuple[ModuleType, ...] = (activate, add_norm, attention, convert, embed, expert, normalize, pool, rope)
+KERNELS: tuple[ModuleType, ...] = (
+    activate,
+    add_norm,
+    attention,
+    convert,
+    embed,
+    expert,
+    normalize,
+    pool,
+    rope,
+)
 CASES = [
     pytest.param(kernel, shape, id=f"{kernel.__name__.rpartition('.')[2]}-{n}")
     for kernel in KERNELS
@@ -39,7 +49,9 @@ CASES = [
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
-    with np.errstate(all="ignore"):  # the interpreter is NumPy: exp overflows to the infinity that a GPU gives
+    with np.errstate(
+        all="ignore"
+    ):  # the interpreter is NumPy: exp overflows to the infinity that a GPU gives
         yield
 
 

@@ -79,12 +79,16 @@ def test_pooling_agrees_with_the_library(tmp_path: Path) -> None:
         "lasttoken",
     ]
     names = {"mean_sqrt_len_tokens": "mean_sqrt_len", "weightedmean": "weighted_mean", "lasttoken": "last"}
+    read(tmp_path)
     for mask in range(1 << len(flags)):
         config = {f"pooling_mode_{flag}": bool(mask >> i & 1) for i, flag in enumerate(flags)}
-        found = read(tmp_path, more={"1_Pooling/config.json": {"word_embedding_dimension": 8, **config}})
+        tiny.write(
+            tmp_path, {"1_Pooling/config.json": json.dumps({"embedding_dimension": 8, **config}).encode()}
+        )
+        found = read_sentence_files(tmp_path)
         modes = Pooling.load(str(tmp_path), subfolder="1_Pooling").pooling_mode
         listed = (modes,) if isinstance(modes, str) else modes
-        assert found.pooling == tuple(names.get(mode, mode) for mode in listed)
+        assert found is not None and found.pooling == tuple(names.get(mode, mode) for mode in listed)
 
 
 @pytest.mark.parametrize("package", [OLD, "sentence_transformers.base.modules.x"])

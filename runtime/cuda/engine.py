@@ -1,0 +1,184 @@
+"""A launch plan on a device: weights once, an arena for intermediates, a CUDA graph a batch size, two batches in flight.
+
+The arena is shared by the batches in flight: the device computes them one after the other, while the host assembles
+the next and reads back the last.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Symbol
+from bei.runtime.cuda.batch import Batch, Sizes, assemble, layout
+from bei.runtime.cuda.device import Bytes, Device
+from bei.runtime.cuda.weights import upload
+from bei.runtime.executor import Output, Row
+
+SLOTS = 2
+GRAPHS = 64
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The host's side of one batch in flight."""
+
+    inputs: Bytes
+    output: Bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ticket:
+    """A batch that was queued; `Engine.result` waits for it."""
+
+    slot: int
+    batch: Batch
+    mark: Any
+
+
+class Engine:
+    """Not thread-safe. After an EngineError the engine can be used again."""
+
+    def __init__(self, device: Device, plan: Plan, folder: Path) -> None:
+        self.device, self.plan = device, plan
+        device.load(plan.functions)
+        self._weights_block, self._weights = upload(device, plan, folder)
+        self._arena: dict[Symbol, int] = {}
+        self._capacity: dict[Symbol, int] = {"tokens": 0, "rows": 0}
+        self._slots: list[_Slot] = []
+        self._inputs, self._input_bytes = 0, 0
+        self._turn = 0
+        self._graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    # --- one batch
+
+    def submit(self, rows: Sequence[Row]) -> Ticket:
+        """Queue a batch. At most two may wait for their `result`. Raises EngineError, InputError."""
+        batch = assemble(self.plan, rows)
+        self._reserve(batch)
+        number = self._turn
+        self._turn = (number + 1) % SLOTS
+        slot = self._slots[number]
+        host = slot.inputs[: batch.data.nbytes]
+        host[:] = batch.data.view(np.uint8)
+        self.device.upload(self._inputs, host)
+        self.device.replay(self._graph(batch.sizes))
+        size = batch.sizes.rounded[self.plan.output.rows] * self._row_bytes
+        self.device.download(slot.output[:size], self._address(self.plan.output, batch.sizes, {}))
+        return Ticket(slot=number, batch=batch, mark=self.device.mark())
+
+    def result(self, ticket: Ticket) -> list[Output] | Output:
+        """float32 [B, d], or one [n_i, d] a row for per-token results."""
+        self.device.wait(ticket.mark)
+        slot = self._slots[ticket.slot]
+        output, sizes = self.plan.output, ticket.batch.sizes
+        n = sizes.tokens if output.rows == "tokens" else sizes.rows
+        values = slot.output[: n * self._row_bytes].view(np.float32).reshape(n, -1)[:, : output.width].copy()
+        if output.rows == "rows":
+            return values
+        return np.split(values, np.cumsum(ticket.batch.lengths)[:-1])
+
+    def run(self, rows: Sequence[Row]) -> list[Output] | Output:
+        """Queue and wait."""
+        return self.result(self.submit(rows))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.plan.output.stride * ITEMSIZE[self.plan.output.dtype]
+
+    # --- memory
+
+    def _reserve(self, batch: Batch) -> None:
+        """Grow what this batch needs more of; graphs hold the addresses, so they go with it."""
+        rounded, nbytes = batch.sizes.rounded, batch.data.nbytes
+        grow = [symbol for symbol in self.plan.arena if rounded[symbol] > self._capacity[symbol]]
+        if grow or nbytes > self._input_bytes:
+            self.device.wait(self.device.mark())
+            self._forget_graphs()
+        for symbol in grow:
+            self._grow_arena(symbol, rounded[symbol])
+        if nbytes > self._input_bytes:
+            self._grow_inputs(nbytes)
+        result = self._capacity[self.plan.output.rows] * self._row_bytes
+        if not self._slots or self._slots[0].inputs.size < nbytes or self._slots[0].output.size < result:
+            size = self._input_bytes
+            self._slots = [_Slot(self.device.pinned(size), self.device.pinned(result)) for _ in range(SLOTS)]
+
+    def _grow_arena(self, symbol: Symbol, n: int) -> None:
+        self._capacity[symbol] = 0
+        if symbol in self._arena:
+            self.device.release(self._arena.pop(symbol))
+        nbytes = n * self.plan.arena[symbol]
+        self._arena[symbol] = self.device.allocate(nbytes)
+        self._capacity[symbol] = n
+        self.device.clear(self._arena[symbol], nbytes)
+
+    def _grow_inputs(self, nbytes: int) -> None:
+        if self._inputs:
+            self.device.release(self._inputs)
+        self._inputs, self._input_bytes = 0, 0
+        size = 2 * nbytes
+        self._inputs = self.device.allocate(size)
+        self._input_bytes = size
+
+    def _address(self, operand: Operand, sizes: Sizes, inputs: dict[str, int]) -> int:
+        column = operand.column * ITEMSIZE[operand.dtype]
+        if operand.place == "weight":
+            return self._weights[operand.name] + column
+        if operand.place == "input":
+            return inputs[operand.name]
+        buffer = self.plan.buffers[operand.name]
+        return self._arena[buffer.rows] + buffer.offset * sizes.rounded[buffer.rows] + column
+
+    # --- graphs
+
+    def _graph(self, sizes: Sizes) -> Any:
+        key = sizes.key
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        if len(self._graphs) >= GRAPHS:
+            self.device.wait(self.device.mark())
+            self.device.forget(self._graphs.popitem(last=False)[1])
+        graph = self.device.capture(lambda: self._queue(sizes))
+        self._graphs[key] = graph
+        return graph
+
+    def _queue(self, sizes: Sizes) -> None:
+        """Every step of the plan."""
+        offsets, _ = layout(self.plan.inputs, sizes.rounded)
+        inputs = {name: self._inputs + 4 * offset for name, offset in offsets.items()}
+
+        def at(operand: Operand | None) -> int:
+            return 0 if operand is None else self._address(operand, sizes, inputs)
+
+        for step in self.plan.steps:
+            if isinstance(step, Launch):
+                addresses = [at(operand) for operand in step.operands.values() if operand is not None]
+                self.device.launch(step, addresses, sizes.rounded)
+            else:
+                rows = sizes.rounded[step.x.rows]
+                self.device.multiply(step, at(step.x), at(step.weight), at(step.bias), at(step.out), rows)
+
+    def _forget_graphs(self) -> None:
+        while self._graphs:
+            self.device.forget(self._graphs.popitem()[1])
+
+    # --- life
+
+    def describe(self) -> dict[str, Any]:
+        """Device facts, bytes of weights and arena, graphs kept."""
+        arena = sum(
+            self.plan.arena[symbol] * n for symbol, n in self._capacity.items() if symbol in self.plan.arena
+        )
+        return {**self.device.facts(), "arena_bytes": arena, "graphs": len(self._graphs)}
+
+    def close(self) -> None:
+        """Release everything; further calls are errors."""
+        self._graphs.clear()
+        self.device.close()
+        self._slots = []
+

@@ -1,0 +1,150 @@
+"""Rows waiting for an engine, of all requests together: who goes next, and with whom.
+
+Requests share the engine by tokens (fair queueing): each row has a start tag in virtual time, which advances by the
+tokens served divided by the requests waiting. A request's rows follow one another by their lengths, so a single query
+that comes after a bulk request of thousands still goes with the next batch, and none waits for ever.
+
+A batch is the row with the lowest tag and rows of similar length: rows wait in one heap per length class, and the
+classes nearest to the first row's are asked in turn until the budget is used or padding would waste too much.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+from bei.runtime.batching import Budget
+from bei.runtime.executor import Row
+
+CLASSES_PER_DOUBLING = 4
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request in the queue. ``waiting`` counts its rows there; a dropped ticket's rows are never served."""
+
+    waiting: int = 0
+    tokens: int = 0
+    dropped: bool = False
+
+
+class Entry(NamedTuple):
+    """A waiting row; ordered by tag, then shorter first, then by arrival (which decides, being unique)."""
+
+    start: float
+    length: int
+    arrival: int
+    ticket: Ticket
+    place: int
+    row: Row
+
+
+class FairQueue:
+    """Not thread-safe: it belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        """Tokens waiting, of tickets not dropped."""
+        self._classes: dict[int, list[Entry]] = {}
+        self._tickets: set[Ticket] = set()
+        self._virtual = 0.0
+        self._arrivals = 0
+        self._entries = 0
+        self._dead = 0
+
+    def push(self, ticket: Ticket, rows: Sequence[Row]) -> None:
+        """Add a request's rows; they come out as entries whose ``place`` is the row's index in ``rows``."""
+        start = self._virtual
+        for index in sorted(range(len(rows)), key=lambda i: -len(rows[i].ids)):
+            length = len(rows[index].ids)
+            self._arrivals += 1
+            heap = self._classes.setdefault(_length_class(length), [])
+            heappush(heap, Entry(start, length, self._arrivals, ticket, index, rows[index]))
+            start += length
+            ticket.tokens += length
+        ticket.waiting += len(rows)
+        self.tokens += ticket.tokens
+        self._entries += len(rows)
+        self._tickets.add(ticket)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a request's waiting rows."""
+        if ticket.dropped:
+            return
+        ticket.dropped = True
+        self.tokens -= ticket.tokens
+        self._dead += ticket.waiting
+        self._tickets.discard(ticket)
+        if self._dead > self._entries // 2:
+            self._sweep()
+
+    def take(self, budget: Budget) -> list[Entry]:
+        """The next batch, empty when nothing waits."""
+        first = min((heap[0] for heap in self._live_heaps()), default=None)
+        if first is None:
+            return []
+        self._virtual = max(self._virtual, first.start)
+        active = len(self._tickets)
+        batch = [self._pop(self._classes[_length_class(first.length)])]
+        longest = tokens = first.length
+        for heap in self._nearest(first.length):
+            while heap:
+                longest_then, tokens_then = max(longest, heap[0].length), tokens + heap[0].length
+                size = len(batch) + 1
+                if not budget.fits(size, longest_then, tokens_then):
+                    break
+                if budget.wastes(size, longest_then, tokens_then):
+                    break
+                batch.append(self._pop(heap))
+                longest, tokens = longest_then, tokens_then
+                self._bury(heap)
+        self._virtual += tokens / active
+        return batch
+
+    def __len__(self) -> int:
+        return self._entries - self._dead
+
+    def _nearest(self, length: int) -> list[list[Entry]]:
+        """Heaps by distance from a length's class, shorter rows before longer ones."""
+        home = _length_class(length)
+        keys = sorted(self._classes, key=lambda key: (abs(key - home), key))
+        return [self._classes[key] for key in keys]
+
+    def _live_heaps(self) -> Iterator[list[Entry]]:
+        for key in list(self._classes):
+            heap = self._classes[key]
+            self._bury(heap)
+            if heap:
+                yield heap
+            else:
+                del self._classes[key]
+
+    def _bury(self, heap: list[Entry]) -> None:
+        """Take dropped entries off the top."""
+        while heap and heap[0].ticket.dropped:
+            heappop(heap)
+            self._entries -= 1
+            self._dead -= 1
+
+    def _pop(self, heap: list[Entry]) -> Entry:
+        entry = heappop(heap)
+        self._entries -= 1
+        self.tokens -= entry.length
+        entry.ticket.tokens -= entry.length
+        entry.ticket.waiting -= 1
+        if not entry.ticket.waiting:
+            self._tickets.discard(entry.ticket)
+        return entry
+
+    def _sweep(self) -> None:
+        """Let go of every dropped entry at once."""
+        for heap in self._classes.values():
+            heap[:] = [entry for entry in heap if not entry.ticket.dropped]
+            heapify(heap)
+        self._entries -= self._dead
+        self._dead = 0
+
+
+def _length_class(length: int) -> int:
+    return int(math.log2(length) * CLASSES_PER_DOUBLING)

@@ -1,0 +1,251 @@
+"""The Python API: open a bundle, encode, rerank, classify.
+
+with bei.load("minilm.bundle") as model:
+    model.encode(["a", "b"])        # float32 [2, dimensions]
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bei.errors import EngineError, InputError
+from bei.manifest import Manifest, Task
+from bei.runtime.batching import Budget, budget_for, plan
+from bei.runtime.bundle import Bundle, Choice, choose_engine, read_bundle, verify_files
+from bei.runtime.executor import Exclusive, Executor, Output, Row
+from bei.runtime.executors import registry
+from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores
+from bei.runtime.prompts import resolve_prompt
+from bei.runtime.tokenizer import Input, Pair, Spans, Tokenizer, open_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CHUNK = 512
+"""Inputs tokenised at a time, while the engine runs the ones before."""
+
+WEIGHTS = ".safetensors"
+"""Plain numbers, hashed while the engine starts: wrong ones cannot harm it, and no result comes out before the hash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenScores:
+    """One text's tokens: where they lie, and the probability of each label, float32 [n, labels]."""
+
+    row: Row
+    spans: Spans
+    scores: Output
+
+
+class Model:
+    """A loaded bundle and its running engine. Safe to use from several threads; close it, or use it in a `with`."""
+
+    def __init__(self, bundle: Bundle, choice: Choice, tokenizer: Tokenizer, executor: Executor) -> None:
+        self.bundle = bundle
+        self.choice = choice
+        self.tokenizer = tokenizer
+        self.executor = Exclusive(executor)
+        self.budget = budget_for(choice.record, bundle.manifest.limits)
+        self._closed = False
+        self._background = ThreadPoolExecutor(1, "bei-tokenize")
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def target(self) -> str:
+        """The engine that runs."""
+        return self.choice.record.target
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text may have, special tokens included; what is longer is cut."""
+        return self.manifest.limits.max_length
+
+    def encode(
+        self,
+        texts: "str | Sequence[Input]",
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool | None = None,
+    ) -> Output:
+        """Embeddings, float32 [n, d] in the order of ``texts``; [d] for a single string.
+
+        As in sentence-transformers: a ``prompt`` (or the bundle's one of that name, or its default) goes before each
+        text, long texts are cut. An input may also be a list of token ids, used exactly. ``dimensions`` keeps a
+        prefix, of unit length again where the model normalises; ``normalize`` True normalises any model's vectors.
+        ``batch_tokens`` overrides the engine's measured batch size. Raises InputError, EngineError.
+        """
+        self._need("embed")
+        head = self.manifest.head
+        check_dimensions(head, dimensions)
+        check_normalize(head, normalize)
+        single = isinstance(texts, str)
+        inputs = [texts] if isinstance(texts, str) else _listed(texts)
+        resolved = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        raw = self._pooled(inputs, resolved, batch_tokens)
+        vectors = embeddings(raw, head, dimensions, normalize)
+        return vectors[0] if single else vectors
+
+    def rerank(self, query: str, texts: Sequence[str], *, raw: bool = False) -> Output:
+        """Relevance of each text to the query, float32 [n] in the order of ``texts``: in 0 … 1, or with ``raw`` the
+        model's logits. Raises InputError, EngineError."""
+        self._need("rerank")
+        pairs = [_pair(query, text, index) for index, text in enumerate(_listed(texts))]
+        logits = self._pooled(pairs, resolve_prompt(self.manifest))
+        return (logits if raw else scores(logits, self.manifest.head))[:, 0]
+
+    def predict(self, texts: "str | Sequence[str | Pair]", *, raw: bool = False) -> Output:
+        """Label probabilities, float32 [n, labels] ([labels] for a single string), or with ``raw`` logits.
+
+        Columns as in ``manifest.head.labels``. Raises InputError, EngineError.
+        """
+        self._need("classify", "rerank")
+        single = isinstance(texts, str)
+        inputs = [texts] if isinstance(texts, str) else _listed(texts)
+        logits = self._pooled(inputs, resolve_prompt(self.manifest))
+        result = logits if raw else scores(logits, self.manifest.head)
+        return result[0] if single else result
+
+    def predict_tokens(self, texts: Sequence[str], *, raw: bool = False) -> list[TokenScores]:
+        """Every token's label probabilities (with ``raw`` logits), one entry a text. Raises InputError, EngineError."""
+        self._need("token-classify")
+        rows, spans = self.tokenizer.encode_spans(_listed(texts), max_length=self.max_length)
+        logits = dict(self._run(rows, self.budget))
+        check_finite([logits[index] for index in range(len(rows))])
+        head = self.manifest.head
+        return [
+            TokenScores(row=row, spans=spans[i], scores=logits[i] if raw else scores(logits[i], head))
+            for i, row in enumerate(rows)
+        ]
+
+    def close(self) -> None:
+        """Release the engine; further calls are errors."""
+        self._closed = True
+        self._background.shutdown()
+        self.executor.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _need(self, *tasks: Task) -> None:
+        if self._closed:
+            raise EngineError(f"{self.manifest.name}: the model is closed. Load it again.")
+        task = self.manifest.head.task
+        if task not in tasks:
+            raise InputError(
+                f"{self.manifest.name}: made for {task!r}, this call needs {' or '.join(tasks)}."
+            )
+
+    def _pooled(self, inputs: Sequence[Input], prompt: str | None, batch_tokens: int | None = None) -> Output:
+        """The engine's output [n, width], rows in the order of ``inputs``."""
+        budget = (
+            budget_for(self.choice.record, self.manifest.limits, batch_tokens)
+            if batch_tokens
+            else self.budget
+        )
+        head = self.manifest.head
+        out = np.empty(
+            (len(inputs), head.dimensions if head.task == "embed" else len(head.labels)), np.float32
+        )
+        for positions, rows in self._tokenized(inputs, prompt):
+            for index, row in self._run(rows, budget):
+                out[positions[index]] = row
+        check_finite(out)
+        return out
+
+    def _tokenized(
+        self, inputs: Sequence[Input], prompt: str | None
+    ) -> Iterator[tuple[Sequence[int], list[Row]]]:
+        """Rows of one chunk after the other, long inputs first, the next chunk tokenised while the caller works."""
+        order = sorted(range(len(inputs)), key=lambda index: -_size(inputs[index]))
+        chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+
+        def rows(positions: Sequence[int]) -> list[Row]:
+            chosen = [inputs[position] for position in positions]
+            return self.tokenizer.encode(
+                chosen, max_length=self.max_length, prompt=prompt, positions=positions
+            )
+
+        ahead: Future[list[Row]] | None = None
+        for positions, following in zip_longest(chunks, chunks[1:]):
+            ready = rows(positions) if ahead is None else ahead.result()
+            ahead = None if following is None else self._background.submit(rows, following)
+            yield positions, ready
+
+    def _run(self, rows: Sequence[Row], budget: Budget) -> Iterator[tuple[int, Output]]:
+        """Each row's index and output, batch by batch."""
+        for batch in plan([len(row.ids) for row in rows], budget):
+            outputs = self.executor.run([rows[index] for index in batch])
+            yield from zip(batch, outputs, strict=True)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    allow_unverified: bool = False,
+    device: int = 0,
+) -> Model:
+    """Open a bundle, verify it, and start an engine.
+
+    ``target`` names the engine (default: the first of the bundle's fallback chain that runs here and passed parity);
+    ``threads`` CPU threads (default: what this process may use); ``device`` the GPU's index. ``allow_unverified``
+    accepts an engine that did not pass parity. Raises BundleError, EngineError.
+    """
+    bundle = read_bundle(path)
+    choice = choose_engine(bundle.manifest, target=target, allow_unverified=allow_unverified)
+    files = bundle.manifest.files
+    weights = {name for name in files if name.endswith(WEIGHTS)}
+    verify_files(bundle, files.keys() - weights)
+    with ThreadPoolExecutor(2, "bei-load") as pool:  # leaving it waits for both
+        verified = pool.submit(verify_files, bundle, weights)
+        started = pool.submit(
+            registry.create, bundle.path, choice.record, bundle.manifest, threads=threads, device=device
+        )
+        tokenizer = open_tokenizer(bundle)
+    executor = started.result()
+    try:
+        verified.result()
+    except BaseException:
+        executor.close()
+        raise
+    return Model(bundle, choice, tokenizer, executor)
+
+
+def _listed(texts: object) -> list[Any]:
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise InputError(f"texts: got {type(texts).__name__}, need a list of texts.")
+    return list(texts)
+
+
+def _pair(query: object, text: object, index: int) -> Pair:
+    for part in (query, text):
+        if not isinstance(part, str):
+            raise InputError(f"input {index}: got {type(part).__name__}, need a query and a text.")
+    return (str(query), str(text))
+
+
+def _size(item: object) -> int:
+    """A guess at an input's tokens, times four."""
+    if isinstance(item, str):
+        return len(item)
+    if isinstance(item, tuple | list) and item and isinstance(item[0], str):
+        return sum(len(part) for part in item if isinstance(part, str))
+    return 4 * len(item) if hasattr(item, "__len__") else 0

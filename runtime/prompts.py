@@ -1,0 +1,38 @@
+"""Which prompt goes before a text."""
+
+from bei.errors import InputError
+from bei.manifest import Manifest
+
+INPUT_TYPES = {
+    "query": ("query", "search_query"),
+    "search_query": ("search_query", "query"),
+    "document": ("document", "passage", "corpus", "search_document"),
+    "passage": ("passage", "document", "corpus", "search_document"),
+    "search_document": ("search_document", "document", "passage", "corpus"),
+}
+"""An API's ``input_type`` → prompt names to look for, in order (sentence-transformers' encode_query/encode_document)."""
+
+
+def resolve_prompt(
+    manifest: Manifest,
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    input_type: str | None = None,
+) -> str | None:
+    """The text to put first: ``prompt``, else the bundle's of that name, else for the input type, else its default.
+
+    An input type that the bundle has no prompt for changes nothing. Raises InputError for an unknown name.
+    """
+    if prompt is not None:
+        return prompt
+    if prompt_name is not None:
+        if prompt_name not in manifest.prompts:
+            have = ", ".join(sorted(manifest.prompts)) or "none"
+            raise InputError(f"prompt_name: {prompt_name!r} is unknown; {manifest.name} has {have}.")
+        return manifest.prompts[prompt_name]
+    if input_type is not None:
+        for name in INPUT_TYPES.get(input_type, (input_type,)):
+            if name in manifest.prompts:
+                return manifest.prompts[name]
+    return manifest.prompts.get(manifest.default_prompt) if manifest.default_prompt is not None else None

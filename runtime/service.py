@@ -1,0 +1,121 @@
+"""One bundle, served: what the HTTP handlers call. Tokenisation in worker threads, engines behind the scheduler."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from bei.errors import EngineError, InputError
+from bei.manifest import Task
+from bei.runtime.executor import Output, Row
+from bei.runtime.model import Model
+from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings
+from bei.runtime.prompts import resolve_prompt
+from bei.runtime.scheduler import Scheduler
+from bei.runtime.tokenizer import Input, Side
+
+TOKENIZER_THREADS = 2
+CHARACTERS_A_TOKEN = 4
+"""A guess, to hold a place in the queue for texts that are still being tokenised."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truncation:
+    """``max_length`` tokens at most, by cutting on ``side``, or by refusing when not ``allowed``."""
+
+    max_length: int
+    allowed: bool = True
+    side: Side = "right"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """``vectors`` float32 [n, d]; ``tokens`` run for them; ``truncated`` inputs that lost tokens."""
+
+    vectors: Output
+    tokens: int
+    truncated: int
+
+
+class Service:
+    """Belongs to one event loop, from `start` to `close`. The model stays its owner's to close."""
+
+    def __init__(self, model: Model, *, name: str | None = None, max_queue_tokens: int) -> None:
+        self.name = name or model.manifest.name
+        self.manifest = model.manifest
+        self.model = model
+        self.ready = False
+        self.scheduler = Scheduler([model.executor], model.budget, max_queue_tokens=max_queue_tokens)
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "bei-tokenize")
+
+    async def start(self) -> None:
+        """Start the workers and run one text through all of it. Raises EngineError when that fails."""
+        self.scheduler.start()
+        rows = await self._tokenize(["warm up"], None, self.truncation())
+        check_finite(await self.scheduler.run(rows))
+        self.ready = True
+
+    async def close(self, drain_seconds: float) -> None:
+        """Finish what was accepted, within ``drain_seconds``; refuse what is new."""
+        self.ready = False
+        await self.scheduler.close(drain_seconds)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def truncation(self, max_length: int | None = None, *, allowed: bool = True, side: Side = "right") -> Truncation:
+        """At most the model's own limit. Raises InputError for a limit outside 1 … that."""
+        limit = self.manifest.limits.max_length
+        if max_length is not None and not 1 <= max_length <= limit:
+            raise InputError(f"truncate_prompt_tokens: got {max_length}, need -1 or 1 … {limit}.")
+        return Truncation(max_length=max_length or limit, allowed=allowed, side=side)
+
+    async def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        truncation: Truncation,
+        prompt_name: str | None = None,
+        input_type: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        timeout: float | None = None,
+    ) -> Embedded:
+        """One vector an input. Raises InputError, EngineError and the scheduler's errors."""
+        self._need("embed")
+        head = self.manifest.head
+        check_dimensions(head, dimensions)
+        check_normalize(head, normalize)
+        prompt = resolve_prompt(self.manifest, prompt_name=prompt_name, input_type=input_type)
+        with self.scheduler.reserve(guess_tokens(inputs, truncation.max_length)):
+            rows = await self._tokenize(inputs, prompt, truncation)
+        raw = np.stack(await self.scheduler.run(rows, timeout=timeout))
+        check_finite(raw)
+        return Embedded(
+            vectors=embeddings(raw, head, dimensions, normalize),
+            tokens=sum(len(row.ids) for row in rows),
+            truncated=sum(row.dropped > 0 for row in rows),
+        )
+
+    async def _tokenize(self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation) -> list[Row]:
+        encode = partial(
+            self.model.tokenizer.encode,
+            inputs,
+            prompt=prompt,
+            max_length=truncation.max_length,
+            truncate=truncation.allowed,
+            side=truncation.side,
+        )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+
+    def _need(self, task: Task) -> None:
+        have = self.manifest.head.task
+        if have != task:
+            raise InputError(f"{self.name} is made for {have!r}, this route needs a model for {task!r}.")
+
+
+def guess_tokens(inputs: Sequence[Input], max_length: int) -> int:
+    """Roughly the tokens that texts will give."""
+    characters = (len(item) if isinstance(item, str) else CHARACTERS_A_TOKEN * len(item) for item in inputs)
+    return sum(min(max_length, 2 + count // CHARACTERS_A_TOKEN) for count in characters)
