@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from bei.adapters.base import ACTIVATIONS, Array, HfConfig, Rows, derive, expect, view
 from bei.adapters.config import EncoderConfig, Layer
-from bei.adapters.llama import LLAMA
-from bei.adapters.rope import layer_parameters, read_rope
+from bei.adapters.llama import LLAMA, key_value_heads, matrices
+from bei.adapters.rope import layer_parameters, mapping, read_rope
 from bei.adapters.visibility import FULL, SLIDING, flag, layer_types
 from bei.errors import UnsupportedConfig
 
@@ -28,14 +28,14 @@ NORMS = {
 
 def config(hf: HfConfig) -> EncoderConfig:
     expect(hf, attention_bias=False, attn_logit_softcapping=None, is_causal=None)
-    dim, eps = hf.size("hidden_size"), hf.number("rms_norm_eps")
+    dim, heads, eps = hf.size("hidden_size"), hf.size("num_attention_heads"), hf.number("rms_norm_eps")
     causal = not flag(hf, "use_bidirectional_attention")
     return EncoderConfig(
         vocab=hf.size("vocab_size"),
         dim=dim,
         layers=tuple(_layers(hf, causal)),
-        heads=hf.size("num_attention_heads"),
-        kv_heads=hf.size("num_key_value_heads"),
+        heads=heads,
+        kv_heads=key_value_heads(hf, heads),
         head_dim=hf.size("head_dim"),
         ffn=hf.size("intermediate_size"),
         act=hf.choice("hidden_activation", ACTIVATIONS),
@@ -43,7 +43,7 @@ def config(hf: HfConfig) -> EncoderConfig:
         norm="rms",
         norm_eps=eps,
         placement="sandwich",
-        attn_scale=hf.number("query_pre_attn_scalar") ** -0.5,
+        attn_scale=hf.size("query_pre_attn_scalar") ** -0.5,
         embed_scale=embed_scale(hf, dim),
         final_norm=True,
         causal=causal,
@@ -61,7 +61,7 @@ def embed_scale(hf: HfConfig, dim: int) -> float:
 
 
 def _layers(hf: HfConfig, causal: bool) -> Iterable[Layer]:
-    every, scaling = hf.size("sliding_window_pattern", 6), hf.get("rope_scaling", {})
+    every, scaling = hf.size("sliding_window_pattern", 6), mapping(hf, "rope_scaling")
     derived = [SLIDING if (i + 1) % every else FULL for i in range(hf.size("num_hidden_layers"))]
     ropes = {
         FULL: {"rope_theta": hf.number("rope_theta", 1e6), **layer_parameters(hf, FULL), **scaling},
@@ -86,12 +86,8 @@ def _window(hf: HfConfig, causal: bool) -> int:
 def weights(cfg: EncoderConfig) -> Rows:
     yield "embed.tokens.weight", view("embed_tokens.weight")
     yield "final_norm.weight", derive(one_plus, "norm.weight")
-    for i in range(len(cfg.layers)):
-        n = f"layers.{i}"
-        for x in ("q", "k", "v", "o"):
-            yield f"{n}.{x}.weight", view(f"{n}.self_attn.{x}_proj.weight")
-        for x in ("gate", "up", "down"):
-            yield f"{n}.{x}.weight", view(f"{n}.mlp.{x}_proj.weight")
+    for n in (f"layers.{i}" for i in range(len(cfg.layers))):
+        yield from matrices(n)
         for ours, theirs in NORMS.items():
             yield f"{n}.{ours}.weight", derive(one_plus, f"{n}.{theirs}.weight")
 

@@ -17,11 +17,7 @@ from bei.errors import UnsupportedConfig
 def backbone(hf: HfConfig, *, causal: bool, windows: Sequence[int | None] = ()) -> EncoderConfig:
     """The common reading; ``windows`` one a layer, none for full attention everywhere."""
     dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
-    kv_heads, head_dim = hf.size("num_key_value_heads", heads), hf.size("head_dim", dim // heads)
-    if heads % kv_heads:
-        raise UnsupportedConfig(
-            f"{hf.name}: {heads} attention heads cannot share {kv_heads} key/value heads evenly"
-        )
+    head_dim = hf.size("head_dim", dim // heads)
     rope = read_rope(hf, head_dim, default_theta=10_000.0)
     windows = windows or (None,) * hf.size("num_hidden_layers")
     return EncoderConfig(
@@ -29,7 +25,7 @@ def backbone(hf: HfConfig, *, causal: bool, windows: Sequence[int | None] = ()) 
         dim=dim,
         layers=tuple(Layer(window=window, rope=rope) for window in windows),
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=key_value_heads(hf, heads),
         head_dim=head_dim,
         ffn=hf.size("intermediate_size"),
         act=hf.choice("hidden_act", ACTIVATIONS),
@@ -43,6 +39,16 @@ def backbone(hf: HfConfig, *, causal: bool, windows: Sequence[int | None] = ()) 
     )
 
 
+def key_value_heads(hf: HfConfig, heads: int) -> int:
+    """As many as ``heads`` where config.json does not say; raises UnsupportedConfig if they are not shared evenly."""
+    kv_heads = hf.size("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UnsupportedConfig(
+            f"{hf.name}: {heads} attention heads cannot share {kv_heads} key/value heads evenly"
+        )
+    return kv_heads
+
+
 def config(hf: HfConfig) -> EncoderConfig:
     expect(hf, attention_bias=False, mlp_bias=False)
     return backbone(hf, causal=is_causal(hf, "Llama"))
@@ -51,14 +57,18 @@ def config(hf: HfConfig) -> EncoderConfig:
 def weights(cfg: EncoderConfig) -> Rows:
     yield "embed.tokens.weight", view("embed_tokens.weight")
     yield "final_norm.weight", view("norm.weight")
-    for i in range(len(cfg.layers)):
-        n = f"layers.{i}"
-        for x in ("q", "k", "v", "o"):
-            yield f"{n}.{x}.weight", view(f"{n}.self_attn.{x}_proj.weight")
-        for x in ("gate", "up", "down"):
-            yield f"{n}.{x}.weight", view(f"{n}.mlp.{x}_proj.weight")
+    for n in (f"layers.{i}" for i in range(len(cfg.layers))):
+        yield from matrices(n)
         yield f"{n}.attn_norm.weight", view(f"{n}.input_layernorm.weight")
         yield f"{n}.ffn_norm.weight", view(f"{n}.post_attention_layernorm.weight")
+
+
+def matrices(n: str) -> Rows:
+    """The linears of layer ``n``."""
+    for x in ("q", "k", "v", "o"):
+        yield f"{n}.{x}.weight", view(f"{n}.self_attn.{x}_proj.weight")
+    for x in ("gate", "up", "down"):
+        yield f"{n}.{x}.weight", view(f"{n}.mlp.{x}_proj.weight")
 
 
 def sequence_head(hf: HfConfig) -> TaskHead:

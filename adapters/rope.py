@@ -50,7 +50,7 @@ def read_rope(
 
 def flat_parameters(hf: HfConfig) -> Mapping[str, Any]:
     """`rope_scaling` or `rope_parameters`, whichever is written; refused where it differs between layer types."""
-    found = _mapping(hf, "rope_scaling") or _mapping(hf, "rope_parameters")
+    found = mapping(hf, "rope_scaling") or mapping(hf, "rope_parameters")
     if any(isinstance(value, Mapping) for value in found.values()):
         raise UnsupportedConfig(
             f"{hf.name}: rope_parameters has an entry per layer type ({', '.join(found)}), "
@@ -61,10 +61,11 @@ def flat_parameters(hf: HfConfig) -> Mapping[str, Any]:
 
 def layer_parameters(hf: HfConfig, layer_type: str) -> Mapping[str, Any]:
     """``layer_type``'s own entry of `rope_parameters`; empty where there is none (the old spelling)."""
-    return _mapping(HfConfig({"model_type": hf.name, **_mapping(hf, "rope_parameters")}), layer_type)
+    return mapping(HfConfig({"model_type": hf.name, **mapping(hf, "rope_parameters")}), layer_type)
 
 
-def _mapping(hf: HfConfig, key: str) -> Mapping[str, Any]:
+def mapping(hf: HfConfig, key: str) -> Mapping[str, Any]:
+    """An object of config.json, empty where it is absent or null; raises UnsupportedConfig for anything else."""
     found = hf.get(key, {})
     if not isinstance(found, Mapping):
         raise UnsupportedConfig(f"{hf.name}: {key}={found!r}, but the adapter needs an object")

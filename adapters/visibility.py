@@ -74,11 +74,12 @@ def _refuse(hf: HfConfig, what: str) -> None:
 def layer_types(hf: HfConfig, derived: Sequence[str]) -> Sequence[str]:
     """`layer_types`, or ``derived`` where config.json has none; one of SLIDING and FULL for each layer."""
     kinds = hf.get("layer_types", list(derived))
-    if not isinstance(kinds, list) or len(kinds) != len(derived) or not set(kinds) <= {SLIDING, FULL}:
+    found = [kind for kind in kinds if kind in (SLIDING, FULL)] if isinstance(kinds, list) else []
+    if not len(found) == len(derived) == len(kinds):
         raise UnsupportedConfig(
             f"{hf.name}: layer_types={kinds!r}, but the adapter needs {len(derived)} of {SLIDING}, {FULL}"
         )
-    return kinds
+    return found
 
 
 def window(hf: HfConfig, causal: bool) -> int:

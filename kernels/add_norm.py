@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Kind = Literal["layer", "rms", "none"]
 
 
-def normalise(x: "Tensor", kind: Kind, eps: float, weight: "Tensor | None", bias: "Tensor | None") -> "Tensor":
+def normalise(
+    x: "Tensor", kind: Kind, eps: float, weight: "Tensor | None", bias: "Tensor | None"
+) -> "Tensor":
     """The norm of the last axis in fp32."""
     import torch
 

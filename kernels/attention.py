@@ -46,7 +46,11 @@ def reference(
         rows = slice(start, start + length)
         q_NLH = q[rows].float().view(length, heads, head_dim).transpose(0, 1)
         k_NLH, v_NLH = (
-            x[rows].float().view(length, kv_heads, head_dim).transpose(0, 1).repeat_interleave(heads // kv_heads, 0)
+            x[rows]
+            .float()
+            .view(length, kv_heads, head_dim)
+            .transpose(0, 1)
+            .repeat_interleave(heads // kv_heads, 0)
             for x in (k, v)
         )
         scores = q_NLH @ k_NLH.transpose(1, 2) * scale

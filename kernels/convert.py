@@ -40,7 +40,6 @@ def plan(forms: Forms, *, sm: int) -> KernelLaunch:
         sizes=("rows",),
         constants={"BLOCK": BLOCK},
         grid=(Size(symbol="rows", per=BLOCK),),
-        unaligned=("out",),
     )
 
 

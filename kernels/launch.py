@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """A row-major matrix operand: ``width`` elements a row, rows ``stride`` elements apart."""
+    """A row-major matrix operand: ``width`` elements a row, rows ``stride`` elements apart.
+
+    ``aligned``: its address is a multiple of 16 bytes, which lets a kernel load 16 bytes at once.
+    """
 
     dtype: DType
     width: int
     stride: int
+    aligned: bool = True
 
 
 Forms = Mapping[str, Form | None]
@@ -31,7 +35,7 @@ Forms = Mapping[str, Form | None]
 class KernelLaunch:
     """``pointers``: parameter → element type, None where absent, in the function's order; ``constants`` its constexprs.
 
-    Pointers are multiples of 16 bytes, except ``unaligned`` ones.
+    ``unaligned`` pointers need not be multiples of 16 bytes.
     """
 
     function: Any
@@ -56,7 +60,11 @@ class Sample:
 
 def launch(forms: Forms, **fields: Any) -> KernelLaunch:
     """A `KernelLaunch` whose pointers are ``forms`` in order."""
-    return KernelLaunch(pointers={name: form and form.dtype for name, form in forms.items()}, **fields)
+    return KernelLaunch(
+        pointers={name: form and form.dtype for name, form in forms.items()},
+        unaligned=tuple(name for name, form in forms.items() if form and not form.aligned),
+        **fields,
+    )
 
 
 def strides(forms: Forms, names: tuple[str, ...]) -> dict[str, int]:
@@ -84,7 +92,12 @@ def form(tensor: "Tensor | None") -> Form | None:
 
 
 def run(
-    module: Any, tensors: "Mapping[str, Tensor | None]", sizes: Mapping[str, int], *, sm: int = 80, **attrs: Any
+    module: Any,
+    tensors: "Mapping[str, Tensor | None]",
+    sizes: Mapping[str, int],
+    *,
+    sm: int = 80,
+    **attrs: Any,
 ) -> None:
     """Launch a kernel module on PyTorch tensors, outputs included: a CUDA device, or Triton's interpreter."""
     how = module.plan({name: form(tensor) for name, tensor in tensors.items()}, sm=sm, **attrs)

@@ -44,7 +44,12 @@ def plan(forms: Forms, *, sm: int, rows: Symbol) -> KernelLaunch:
         forms,
         function=_normalize,
         sizes=(),
-        constants={"X_STRIDE": x.stride, "OUT_STRIDE": out.stride, "D": x.width, "BLOCK_D": power_of_two(x.width)},
+        constants={
+            "X_STRIDE": x.stride,
+            "OUT_STRIDE": out.stride,
+            "D": x.width,
+            "BLOCK_D": power_of_two(x.width),
+        },
         grid=(Size(symbol=rows),),
     )
 

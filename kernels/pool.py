@@ -33,17 +33,23 @@ def reference(
     import torch
 
     rows = []
-    for b, (start, length) in enumerate(zip(starts.flatten().tolist(), lengths.flatten().tolist(), strict=True)):
+    for b, (start, length) in enumerate(
+        zip(starts.flatten().tolist(), lengths.flatten().tolist(), strict=True)
+    ):
         skipped = 0 if prompts is None or pooling in ("cls", "last") else min(int(prompts[b]), length)
         kept = x[start + skipped : start + length].float()
         if pooling in ("cls", "last"):
-            rows.append(kept[0 if pooling == "cls" else -1] if length else torch.zeros(x.shape[1], device=x.device))
+            rows.append(
+                kept[0 if pooling == "cls" else -1] if length else torch.zeros(x.shape[1], device=x.device)
+            )
         elif pooling == "max":
             rows.append(torch.cat((kept, kept.new_full((1, x.shape[1]), -1e9))).amax(0))
         else:
-            weight = kept.new_ones(len(kept)) if pooling != "weighted_mean" else torch.arange(
-                skipped + 1, length + 1, device=x.device
-            ).float()
+            weight = (
+                kept.new_ones(len(kept))
+                if pooling != "weighted_mean"
+                else torch.arange(skipped + 1, length + 1, device=x.device).float()
+            )
             count = weight.sum().clamp(min=1e-9)
             total = (kept * weight[:, None]).sum(0)
             rows.append(total / (count.sqrt() if pooling == "mean_sqrt_len" else count))

@@ -129,6 +129,11 @@ class Model:
             for i, row in enumerate(rows)
         ]
 
+    def warm_up(self) -> None:
+        """Run one text through all of it, so that the first request pays for nothing. Raises EngineError."""
+        rows = self.tokenizer.encode(["warm up"], max_length=self.max_length)
+        check_finite([output for _, output in self._run(rows, self.budget)])
+
     def close(self) -> None:
         """Release the engine; further calls are errors."""
         self._closed = True

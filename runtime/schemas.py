@@ -3,9 +3,12 @@
 Facts: OpenAI's API reference; extension fields as vLLM, NVIDIA NIM and Text Embeddings Inference name them.
 """
 
+from binascii import b2a_base64
 from typing import Literal
 
 import msgspec
+
+from bei.runtime.executor import Output
 
 MAX_ITEMS = 2048
 """OpenAI's limit on the inputs of one request."""
@@ -70,3 +73,26 @@ class ErrorBody(msgspec.Struct, kw_only=True):
     message: str
     type: str
     code: int
+
+
+def embedding_body(vectors: Output, *, model: str, tokens: int, base64: bool) -> bytes:
+    """The response of POST /v1/embeddings: float32 [n, d] as numbers, or as base64 of little-endian float32.
+
+    Written row by row: one call over a large answer would keep every other thread waiting.
+    """
+    encode = _base64 if base64 else _numbers
+    rows = (
+        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, encode(row))
+        for index, row in enumerate(vectors)
+    )
+    usage = msgspec.json.encode(Usage(prompt_tokens=tokens, total_tokens=tokens))
+    name = msgspec.json.encode(model)
+    return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(rows), name, usage)
+
+
+def _numbers(row: Output) -> bytes:
+    return msgspec.json.encode(row.tolist())
+
+
+def _base64(row: Output) -> bytes:
+    return b'"%b"' % b2a_base64(row.astype("<f4", copy=False).tobytes(), newline=False)

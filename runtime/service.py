@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from bei.errors import EngineError, InputError
+from bei.errors import InputError
 from bei.manifest import Task
 from bei.runtime.executor import Output, Row
 from bei.runtime.model import Model
@@ -51,11 +51,9 @@ class Service:
         self.scheduler = Scheduler([model.executor], model.budget, max_queue_tokens=max_queue_tokens)
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "bei-tokenize")
 
-    async def start(self) -> None:
-        """Start the workers and run one text through all of it. Raises EngineError when that fails."""
+    def start(self) -> None:
+        """Start the workers in the running event loop."""
         self.scheduler.start()
-        rows = await self._tokenize(["warm up"], None, self.truncation())
-        check_finite(await self.scheduler.run(rows))
         self.ready = True
 
     async def close(self, drain_seconds: float) -> None:
@@ -64,7 +62,9 @@ class Service:
         await self.scheduler.close(drain_seconds)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def truncation(self, max_length: int | None = None, *, allowed: bool = True, side: Side = "right") -> Truncation:
+    def truncation(
+        self, max_length: int | None = None, *, allowed: bool = True, side: Side = "right"
+    ) -> Truncation:
         """At most the model's own limit. Raises InputError for a limit outside 1 … that."""
         limit = self.manifest.limits.max_length
         if max_length is not None and not 1 <= max_length <= limit:
@@ -98,7 +98,9 @@ class Service:
             truncated=sum(row.dropped > 0 for row in rows),
         )
 
-    async def _tokenize(self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation) -> list[Row]:
+    async def _tokenize(
+        self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation
+    ) -> list[Row]:
         encode = partial(
             self.model.tokenizer.encode,
             inputs,

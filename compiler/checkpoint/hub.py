@@ -6,6 +6,7 @@ CheckpointError that says what to do.
 
 import errno
 import glob
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,10 +66,12 @@ def fetch(
     ``repo`` is a folder if one of that name exists, otherwise a Hub id. ``revision``: a branch, tag, commit hash or
     `refs/pr/5`. ``offline`` uses the Hub cache alone (as `HF_HUB_OFFLINE=1` does).
     """
-    if Path(repo).is_dir():
+    if repo and Path(repo).is_dir():
         return _local(repo, revision)
     if _looks_local(repo):
-        raise CheckpointError(f"{repo}: no such folder. Give a checkpoint's folder or a Hub id (owner/name).")
+        raise CheckpointError(
+            f"{repo!r}: no such folder. Give a checkpoint's folder or a Hub id (owner/name)."
+        )
     offline = offline or constants.is_offline_mode()
     with _explained(repo, revision, offline):
         folder, commit = _download(repo, revision, offline, token, progress)
@@ -78,7 +81,7 @@ def fetch(
 def _local(repo: str, revision: str | None) -> Fetched:
     if revision is not None:
         raise CheckpointError(f"{repo}: a local folder has no revisions (got {revision!r}). Leave it out.")
-    folder = Path(repo).resolve()
+    folder = Path(os.path.abspath(repo))  # links keep their name, which names the bundle
     return Fetched(folder=folder, repo=repo, revision=None, license=read_license(folder))
 
 

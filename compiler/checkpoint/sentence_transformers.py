@@ -326,6 +326,8 @@ def _read_prompts(config: Mapping[str, Any]) -> tuple[dict[str, str], str | None
     default = config.get("default_prompt_name")
     if default is None:
         return prompts, None
+    if not isinstance(default, str):
+        _refuse(CONFIG, f"default_prompt_name is {default!r}, need a string")
     if default in ("query", "document"):
         prompts.setdefault(default, "")
     if default not in prompts:
@@ -333,7 +335,7 @@ def _read_prompts(config: Mapping[str, Any]) -> tuple[dict[str, str], str | None
             CONFIG,
             f"default_prompt_name {default!r} is not among the prompts ({', '.join(prompts) or 'none'})",
         )
-    return prompts, str(default)
+    return prompts, default
 
 
 def _count(file: str, key: str, value: object) -> int | None:

@@ -4,7 +4,10 @@ Truncation and padding stored in the file are dropped (they are the runtime's bu
 tokenizer_config.json is written into it, and the ids of some hard texts are recorded to be checked at load.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers
@@ -39,15 +42,19 @@ class TokenizerFiles:
 def read_tokenizer(checkpoint: Checkpoint, head_files: HeadFiles, cfg: EncoderConfig) -> TokenizerFiles:
     """Read, complete and check the tokenizer; raises CheckpointError."""
     settings = _settings(checkpoint)
-    tokenizer = _load(checkpoint)
-    warnings = _complete(tokenizer, checkpoint.config, settings)
-    if head_files.lowercase:
-        _lowercase(tokenizer)
+    path = checkpoint.folder / FILE
+    if not path.exists():
+        raise CheckpointError(_missing(checkpoint.repo))
+    with _library_errors():
+        tokenizer = _load(path)
+        warnings = _complete(tokenizer, checkpoint.config, settings)
+        if head_files.lowercase:
+            _lowercase(tokenizer)
+        golden = tuple(Golden(text=text, ids=tuple(tokenizer.encode(text).ids)) for text in HARD_TEXTS)
     _check_ids(tokenizer, cfg.vocab)
-    golden = tuple(Golden(text=text, ids=tuple(tokenizer.encode(text).ids)) for text in HARD_TEXTS)
     spec = TokenizerSpec(
         file=FILE,
-        pad_id=_pad_id(tokenizer, settings, checkpoint.config),
+        pad_id=_pad_id(tokenizer, settings, checkpoint.config, cfg.vocab),
         lowercase=False,
         vocab_size=cfg.vocab,
         golden=golden,
@@ -63,20 +70,29 @@ def _settings(checkpoint: Checkpoint) -> rules.Settings:
     return rules.Settings(values=values)
 
 
-def _load(checkpoint: Checkpoint) -> Tokenizer:
-    path = checkpoint.folder / FILE
-    if not path.exists():
-        raise CheckpointError(
-            f"{checkpoint.repo}: no {FILE}. Create it once with transformers and copy it beside config.json:\n"
-            '  python -c "from transformers import AutoTokenizer; '
-            f"AutoTokenizer.from_pretrained('{checkpoint.repo}').save_pretrained('OUT')\""
-        )
+def _missing(repo: str) -> str:
+    return (
+        f"{repo}: no {FILE}. Create it once with transformers and copy it beside config.json:\n"
+        '  python -c "from transformers import AutoTokenizer; '
+        f"AutoTokenizer.from_pretrained('{repo}').save_pretrained('OUT')\""
+    )
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """The tokenizers library raises bare Exception, and for some damaged files a panic, which is a BaseException."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (the tokenizers library raises nothing more specific)
+        yield
+    except (CheckpointError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         raise CheckpointError(
-            f"{FILE}: cannot be read ({error}). Download it again, or save it with a newer transformers."
-        ) from None
+            f"{FILE}: cannot be used ({error}). Download it again, or save it with a newer transformers."
+        ) from error
+
+
+def _load(path: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -156,14 +172,13 @@ def _check_ids(tokenizer: Tokenizer, rows: int) -> None:
         )
 
 
-def _pad_id(tokenizer: Tokenizer, settings: rules.Settings, hf: HfConfig) -> int:
+def _pad_id(tokenizer: Tokenizer, settings: rules.Settings, hf: HfConfig, rows: int) -> int:
     """Of the tokenizer's padding token, else config.json's; 0 where nobody says (padding is masked anyway)."""
     token = settings.token("pad_token")
     if token is not None and (number := tokenizer.token_to_id(token)) is not None:
         return int(number)
     stated = hf.get("pad_token_id")
-    valid = isinstance(stated, int) and not isinstance(stated, bool) and tokenizer.id_to_token(max(stated, 0))
-    return int(stated) if valid and stated >= 0 else 0
+    return stated if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < rows else 0
 
 
 def _max_length(
@@ -176,6 +191,8 @@ def _max_length(
     """
     table = cfg.positions - (0 if cfg.position_pad is None else cfg.position_pad + 1)
     served = [table] if cfg.positions else []
+    if cfg.positions and table < 1:
+        raise CheckpointError(f"{checkpoint.name}: a table of {cfg.positions} positions serves no token.")
     if stated is not None:
         return min([stated, *served])
     hf = checkpoint.config
@@ -186,7 +203,9 @@ def _max_length(
     ]
     limits = [*served, *(int(value) for value in declared if _is_length(value))]
     if not limits:
-        raise CheckpointError(f"{checkpoint.name}: no file states a maximum length. Pass --max-length.")
+        raise CheckpointError(
+            f"{checkpoint.name}: no file states a maximum length. Add model_max_length to {rules.CONFIG}."
+        )
     return min(limits)
 
 

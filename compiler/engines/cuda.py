@@ -113,7 +113,8 @@ def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str,
     for pair in sorted(pairs):
         stored, dtype = pair.split(":")
         types: dict[str, DType] = {"x": STORED[stored], "scale": "f32", "out": dtype}  # type: ignore[dict-item]
-        how = convert.plan({name: Form(dtype=t, width=1, stride=1) for name, t in types.items()}, sm=sm)
+        forms = {key: Form(dtype=t, width=1, stride=1, aligned=key != "out") for key, t in types.items()}
+        how = convert.plan(forms, sm=sm)
         name = function_name("convert", how)
         operands: dict[str, Operand | None] = {
             key: Operand(
@@ -163,9 +164,11 @@ def compile_kernel(how: KernelLaunch, sm: int) -> Function:
             signature[name] = "i32"
     constants: dict[Any, Any] = {(names.index(name),): value for name, value in how.constants.items()}
     constants |= {(names.index(name),): None for name in how.pointers if name not in present}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in present if name not in how.unaligned}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]] for name in present if name not in how.unaligned
+    }
     source = ASTSource(fn=how.function, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": how.warps, "num_stages": how.stages}
+    options = {"num_warps": how.warps, "num_stages": how.stages, "enable_fp_fusion": True}
     try:
         built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     except Exception as error:  # Triton's compiler raises many classes without a common base

@@ -94,11 +94,12 @@ def build(graph: bytes, weights: Mapping[str, Weight], options: TensorRtOptions,
     started = time.perf_counter()
     retried = False
     try:
-        try:
-            log = _compile(trt, row, graph, facts, weights, options, out)
-        except NoFusedKernel:
-            retried = True
-            log = _compile(trt, row, decomposable(graph), facts, weights, options, out)
+        with _interruptible() as interrupted:
+            try:
+                log = _compile(trt, row, graph, facts, weights, options, out, interrupted)
+            except NoFusedKernel:
+                retried = True
+                log = _compile(trt, row, decomposable(graph), facts, weights, options, out, interrupted)
         proof = evidence(log, out, facts, _profiles(row, options))
         proof |= {"decomposable_retry": retried, "build_seconds": round(time.perf_counter() - started, 2)}
         _check_fusion(options, proof)
@@ -147,6 +148,7 @@ def _compile(
     weights: Mapping[str, Weight],
     options: TensorRtOptions,
     out: Path,
+    interrupted: threading.Event,
 ) -> BuildLog:
     """One build. The weights' memory is held here until the builder is done with it."""
     log = BuildLog()
@@ -160,6 +162,7 @@ def _compile(
         raise EngineError(f"{name}: the parser refused the graph: {log.error()}")
     config = _config(trt, row, builder, facts, options)
     cache = _timing_cache(row, config, options)
+    config.progress_monitor = _monitor(trt, interrupted)
     _serialise(trt, builder, network, config, log, name, out)
     if cache is not None and options.timing_cache is not None:
         options.timing_cache.write_bytes(bytes(cache.serialize()))
@@ -210,9 +213,10 @@ def _timing_cache(row: Backend, config: Any, options: TensorRtOptions) -> Any | 
     if not row.timing_cache or options.timing_cache is None:
         return None
     stored = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
-    cache = config.create_timing_cache(stored)
-    config.set_timing_cache(cache, False)
-    return cache
+    cache = config.create_timing_cache(
+        stored
+    )  # of another version or GPU: the library warns and starts afresh
+    return cache if config.set_timing_cache(cache, False) else None
 
 
 def _serialise(
@@ -220,14 +224,11 @@ def _serialise(
 ) -> None:
     """Run the builder with the plan going to ``out``; turn what went wrong into one error."""
     try:
-        with out.open("wb") as file, _interruptible() as interrupted:
+        with out.open("wb") as file:
             writer = _plan_writer(trt, file)
-            config.progress_monitor = _monitor(trt, interrupted)
             done = builder.build_serialized_network_to_stream(network, config, writer)
     except OSError as error:
         raise EngineError(f"{name}: cannot write the plan to {out}: {error}.") from None
-    if interrupted.is_set():
-        raise KeyboardInterrupt
     if writer.failure is not None:
         raise EngineError(f"{name}: cannot write the plan to {out}: {writer.failure}. Free some space.")
     if any(_NO_KERNEL in error for error in log.errors):
@@ -273,7 +274,7 @@ def _monitor(trt: Any, interrupted: threading.Event) -> Any:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C as an event: raised inside a callback, KeyboardInterrupt would be swallowed by the library."""
+    """Ctrl-C as an event, and as KeyboardInterrupt only at the end: inside a callback the library would swallow it."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
@@ -287,3 +288,5 @@ def _interruptible() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+        if interrupted.is_set():
+            raise KeyboardInterrupt

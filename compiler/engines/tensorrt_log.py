@@ -15,6 +15,9 @@ FUSED_ATTENTION = "_gemm_mha"
 NOT_KERNELS = frozenset({"shape_call", "signal", "wait", "copy", "memset", "assert"})
 """Kinds of entries in the list that launch nothing (or only move a few bytes)."""
 
+_ECHOES = ("ModelImporter.cpp:", "[checkMacros.cpp::catchCudaError")
+"""The parser's trace of where it was, and complaints about the missing driver while it reports something else."""
+
 _ACTIVATION = "Total Activation Memory: "
 _LAYERS = "Layers:\n"
 _NODE = "[ONNX Layer: "
@@ -66,8 +69,9 @@ class BuildLog:
             self.kernels.extend(parse_kernels(message))
 
     def error(self) -> str:
-        """All errors as one line; what the builder repeats about its own repetition is left out."""
-        return " / ".join(self.errors) or "it gave no reason"
+        """The errors as one line, without those that only repeat or follow from another where there is one."""
+        causes = [message for message in self.errors if not message.startswith(_ECHOES)]
+        return " / ".join(causes or self.errors) or "it gave no reason"
 
 
 def _add(messages: list[str], message: str) -> None:

@@ -60,18 +60,24 @@ def _each(piece: bytes, what: bytes, read: Callable[[bytes], None]) -> None:
 
 
 def _gemm(entry: bytes, facts: PlanFacts) -> None:
-    line = entry.partition(b"\n")[0]
-    code = line.partition(b" accumulation_type=")[2].partition(b" ")[0]
+    line = _until(entry, b"\n")
+    code = _until(line.partition(b" accumulation_type=")[2], b" ")
+    nodes = _until(line.partition(b' layers="')[2], b'"').decode(errors="replace")
     if code in _GEMM_CODES:
-        nodes = line.partition(b' layers="')[2].partition(b'"')[0].decode(errors="replace")
         facts.gemms.update(dict.fromkeys(onnx_nodes(nodes), _GEMM_CODES[code]))
 
 
 def _attention(entry: bytes, facts: PlanFacts) -> None:
-    arguments = entry.partition(b"<")[2].partition(b">")[0].split(b",")
+    arguments = _until(entry.partition(b"<")[2], b">").split(b",")
     found = [
         _TRAIT_NAMES[end] for name in arguments[:2] for end in _TRAIT_NAMES if name.strip().endswith(end)
     ]
-    function = entry.partition(b"__global__ void ")[2].partition(b"(")[0].decode(errors="replace")
+    function = _until(entry.partition(b"__global__ void ")[2], b"(").decode(errors="replace")
     if len(found) == 2 and function:
         facts.attentions.setdefault(function, set()).add((found[0], found[1]))
+
+
+def _until(text: bytes, end: bytes) -> bytes:
+    """What stands before ``end``; nothing when the piece stops before it (the next piece holds it whole)."""
+    before, found, _ = text.partition(end)
+    return before if found else b""

@@ -37,7 +37,7 @@ BACKENDS: dict[TensorRtName, Backend] = {
     "tensorrt": Backend(
         name="tensorrt",
         module="tensorrt",
-        install="NVIDIA's tensorrt package (pip install tensorrt)",
+        install="NVIDIA's tensorrt package",
         needs_gpu=True,
         sms=(75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
         several_sms=False,
@@ -48,7 +48,7 @@ BACKENDS: dict[TensorRtName, Backend] = {
     "tensorrt-rtx": Backend(
         name="tensorrt-rtx",
         module="tensorrt_rtx",
-        install='pip install "bei[tensorrt-rtx]"',
+        install="bei[tensorrt-rtx]",
         needs_gpu=False,
         sms=(75, 80, 86, 89, 120, 121),
         several_sms=True,

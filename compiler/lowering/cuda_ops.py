@@ -134,7 +134,11 @@ class CudaOps:
         full = self.program.buffer(rows, width, "f32")
         for operand in (half, full):
             parts.setdefault(operand.dtype, operand)
-        return {"total": self.program.buffer(rows, width, keep) if summed else None, "half": half, "full": full}
+        return {
+            "total": self.program.buffer(rows, width, keep) if summed else None,
+            "half": half,
+            "full": full,
+        }
 
     def _norm_operands(self, norm: HeadNorm | None) -> dict[str, Operand | None]:
         if norm is None:
@@ -232,7 +236,9 @@ class CudaOps:
     def linear(self, x: Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[Value]:
         out = self._product(self.store(x, "f16"), names, outs, dim, "f16")
         columns = np.cumsum([0, *outs[:-1]])
-        views = [msgspec.structs.replace(out, width=n, column=int(c)) for n, c in zip(outs, columns, strict=True)]
+        views = [
+            msgspec.structs.replace(out, width=n, column=int(c)) for n, c in zip(outs, columns, strict=True)
+        ]
         return [Stored({"f16": view}) for view in views]
 
     def _product(
@@ -241,9 +247,7 @@ class CudaOps:
         program = self.program
         weight = program.matrix([f"{name}.weight" for name in names], dim, dtype)
         out = program.buffer(x.rows, sum(outs), dtype)
-        program.steps.append(
-            Product(x=x, weight=weight, bias=program.biases(names, outs, dtype), out=out)
-        )
+        program.steps.append(Product(x=x, weight=weight, bias=program.biases(names, outs, dtype), out=out))
         return out
 
     def activation(self, x: Value, act: Act, site: str | None = None) -> Value:
@@ -261,7 +265,9 @@ class CudaOps:
 
     def _activate(self, x: Operand, up: Operand | None, act: Act) -> Value:
         out = self.program.buffer(x.rows, x.width, x.dtype)
-        self.program.launch("activate", {"act": act, "rows": x.rows}, {"x": x, "up": up, "out": out}, ("out",))
+        self.program.launch(
+            "activate", {"act": act, "rows": x.rows}, {"x": x, "up": up, "out": out}, ("out",)
+        )
         return Stored({out.dtype: out})
 
     def moe(self, x: Value, name: str, moe: Moe, act: Act, dim: int, ffn: int) -> Value:

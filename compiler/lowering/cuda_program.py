@@ -15,7 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bei.compiler.weights import Weight
-from bei.cuda_plan import ITEMSIZE, INPUTS, Buffer, DType, Launch, Operand, Part, Product, Step, Symbol, WeightTensor
+from bei.cuda_plan import (
+    INPUTS,
+    ITEMSIZE,
+    Buffer,
+    DType,
+    Launch,
+    Operand,
+    Part,
+    Product,
+    Step,
+    Symbol,
+    WeightTensor,
+)
 from bei.kernels.launch import Form, KernelLaunch
 
 ALIGNMENT = 16
@@ -143,7 +155,7 @@ class Program:
 
 def function_name(op: str, how: KernelLaunch) -> str:
     """One name for one compiled kernel: the same types and constants give the same name."""
-    facts = [dict(how.pointers), dict(how.constants), how.warps, how.stages]
+    facts = [dict(how.pointers), dict(how.constants), how.warps, how.stages, how.unaligned]
     return f"{op}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
@@ -166,7 +178,9 @@ def _needed(steps: Sequence[Step], output: Operand) -> list[Step]:
     wanted, kept = {output.name}, list[Step]()
     for step in reversed(steps):
         if isinstance(step, Launch):
-            dead = {name for name in step.writes if (o := step.operands[name]) is None or o.name not in wanted}
+            dead = {
+                name for name in step.writes if (o := step.operands[name]) is None or o.name not in wanted
+            }
             operands = {name: None if name in dead else o for name, o in step.operands.items()}
             live = tuple(name for name in step.writes if name not in dead)
             step = msgspec.structs.replace(step, operands=operands, writes=live)
@@ -179,7 +193,8 @@ def _needed(steps: Sequence[Step], output: Operand) -> list[Step]:
 def _form(operand: Operand | None) -> Form | None:
     if operand is None:
         return None
-    return Form(dtype=operand.dtype, width=operand.width, stride=operand.stride)
+    aligned = operand.column * ITEMSIZE[operand.dtype] % ALIGNMENT == 0
+    return Form(dtype=operand.dtype, width=operand.width, stride=operand.stride, aligned=aligned)
 
 
 def _place(

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from bei.compiler.parity.numbers import bound, number
-from bei.compiler.parity.report import EngineReport, Measure, ParityReport, RangeRow, Rung, TextRow
+from bei.compiler.parity.report import FP16_MAX, EngineReport, Measure, ParityReport, RangeRow, Rung, TextRow
 from bei.compiler.parity.svg import drift_chart, histogram_chart, length_chart, range_chart
 from bei.manifest import Task, Verdict
 
@@ -24,6 +24,7 @@ TASKS: dict[Task, str] = {
 ALONE = ("batch_difference", "padding_difference", "non_finite", "token_ids_differ")
 """Measures of the engine by itself; the others are against the reference."""
 CARDS = 4
+LARGEST = 8
 
 
 def render(report: ParityReport) -> str:
@@ -40,12 +41,12 @@ def _page() -> Template:
 
 
 def _head(report: ParityReport) -> str:
-    revision = "" if report.revision is None else f" at <code>{escape(report.revision)}</code>"
+    revision = "" if report.revision is None else f" · revision <code>{escape(report.revision)}</code>"
     rows = "".join(_overview_row(engine) for engine in report.engines)
     return (
         '<header><p class="soft small">Parity with Hugging Face</p>'
         f'<div class="title"><h1>{escape(report.model)}</h1>{_pill(report.verdict)}</div>'
-        f'<p class="soft">{TASKS[report.task]}{revision} · measured by bei {escape(report.bei_version)}</p></header>'
+        f'<p class="soft">{TASKS[report.task]}{revision} · measured with bei {escape(report.bei_version)}</p></header>'
         '<div class="wide"><table><caption>Every engine of this bundle</caption><thead><tr><th scope="col">engine</th>'
         '<th scope="col">verdict</th><th scope="col">precision</th><th scope="col">ran on</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -193,7 +194,7 @@ def _few(measures: Iterable[Measure]) -> str:
 
 
 def _circumstances(engine: EngineReport) -> str:
-    facts = [("measured", engine.created), ("precision", engine.precision), ("device", engine.device)]
+    facts = [("recorded", engine.created), ("precision", engine.precision), ("device", engine.device)]
     facts.append(("versions", _versions(engine.versions)))
     if engine.reference is not None:
         reference = (
@@ -214,20 +215,30 @@ def _versions(versions: dict[str, str]) -> str:
 
 def _ranges(ranges: Sequence[RangeRow]) -> str:
     folded = any(row.after is not None for row in ranges)
-    key = '<span class="key hollow">before folding</span> ' if folded else ""
-    key += (
-        '<span class="key">after folding</span>'
-        if folded
-        else '<span class="key hollow">as computed in fp32</span>'
-    )
+    key = '<span class="key hollow">in fp32</span>'
+    if folded:
+        key = '<span class="key hollow">before folding</span> <span class="key">after folding</span>'
     chart = _figure(
-        "Largest magnitude of every stored value",
-        range_chart(ranges),
-        "Values above the line would overflow in FP16. Point at a dot for its site.",
+        "Largest magnitude of every stored value", range_chart(ranges), "Past the line FP16 overflows."
     )
     return (
         '<section aria-labelledby="ranges"><h2 id="ranges">Range audit</h2>'
-        f'<p class="small soft">{key}</p><div class="charts">{chart}</div></section>'
+        f'<p class="small soft">{key}</p><div class="charts">{chart}{_largest(ranges)}</div></section>'
+    )
+
+
+def _largest(ranges: Sequence[RangeRow]) -> str:
+    """The sites with the largest magnitudes, as a table."""
+    top = sorted(ranges, key=lambda row: -row.before)[:LARGEST]
+    rows = "".join(
+        f'<tr><th scope="row"><code>{escape(row.site)}</code></th><td class="number">{number(row.before)}</td>'
+        f'<td class="number">{number(row.after)}</td><td class="number">{row.before / FP16_MAX:.1%}</td></tr>'
+        for row in top
+    )
+    return (
+        '<div class="wide"><table><caption>Largest sites</caption><thead><tr><th scope="col">site</th>'
+        '<th scope="col" class="number">before</th><th scope="col" class="number">after</th>'
+        f'<th scope="col" class="number">of FP16, before</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 

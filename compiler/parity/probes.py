@@ -13,8 +13,8 @@ from bei.runtime.executor import Row
 F32 = npt.NDArray[np.float32]
 Run = Callable[[list[Row]], Sequence[F32]]
 
-ROWS = 10
-TOKENS = 4096
+ROWS = 8
+TOKENS = 2048
 """Rows, and padded tokens, of one probing call."""
 
 

@@ -14,8 +14,8 @@ from bei.compiler.parity.layers import Drift
 from bei.compiler.parity.numbers import number
 from bei.compiler.parity.report import FP16_MAX, Histogram, Point, RangeRow
 
-WIDTH, HEIGHT = 400.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 22.0, 40.0
+WIDTH, HEIGHT = 400.0, 260.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 20.0, 30.0, 40.0
 _ids = count(1)
 
 
@@ -54,7 +54,7 @@ def length_chart(points: Sequence[Point], distance: str, limit: float | None) ->
     x = _powers_of_two(max(point.tokens for point in points))
     y = _decades([*logs, *bound], distance)
     dots = [
-        f'<circle cx="{_px(x, math.log2(point.tokens)):.1f}" cy="{_py(y, log):.1f}" r="2.6" class="dot"/>'
+        _dot(_px(x, math.log2(point.tokens)), _py(y, log), limit is not None and point.distance > limit)
         for point, log in zip(points, logs, strict=True)
     ]
     longest = max(point.tokens for point in points)
@@ -71,10 +71,7 @@ def drift_chart(drift: Drift) -> str:
     drawn = [(i, log) for i, log in enumerate(logs) if log is not None]
     path = " ".join(f"{_px(x, i):.1f},{_py(y, log):.1f}" for i, log in drawn)
     marks = [f'<polyline points="{path}" class="line"/>']
-    marks += [
-        f'<circle cx="{_px(x, i):.1f}" cy="{_py(y, log):.1f}" r="3" class="{_drift_class(drift, i)}"/>'
-        for i, log in drawn
-    ]
+    marks += [_dot(_px(x, i), _py(y, log), 10**log > drift.limit) for i, log in drawn]
     words = f"first layer past {drift.limit:g}: {drift.first or 'none'}; largest step: {drift.jump or 'none'}"
     return _chart(
         "Drift, layer by layer", words, [*_axes(x, y), *marks, *_horizontal(y, drift.limit, "limit")]
@@ -145,7 +142,7 @@ def _horizontal(y: Axis, limit: float | None, label: str) -> list[str]:
         return []
     at = _py(y, math.log10(limit))
     below = at < TOP + 14
-    text = _text(WIDTH - RIGHT, at + (13 if below else -5), label, "end", "limit")
+    text = _text(LEFT + 6, at + (13 if below else -5), label, "start", "limit")
     return [_line(LEFT, at, WIDTH - RIGHT, at, "limit"), text]
 
 
@@ -174,9 +171,10 @@ def _powers_of_two(longest: int) -> Axis:
 
 
 def _layers(names: Sequence[str]) -> Axis:
-    """Places 0 … n − 1; the number of a layer is its label."""
+    """Places 0 … n − 1; the number of a layer is its label, and letters stand for what is before and after."""
     step = -(-len(names) // 12)
-    ticks = tuple((float(i), name.removeprefix("layers.")) for i, name in enumerate(names) if i % step == 0)
+    short = [{"embed": "in", "output": "out"}.get(name, name.removeprefix("layers.")) for name in names]
+    ticks = tuple((float(i), label) for i, label in enumerate(short) if i % step == 0)
     return Axis(low=-0.5, high=len(names) - 0.5, ticks=ticks, title="layer")
 
 
@@ -189,18 +187,17 @@ def _layer(site: str) -> tuple[int, int]:
 
 
 def _layer_name(layer: tuple[int, int]) -> str:
-    return {0: "embed", 1: str(layer[1]), 2: "end"}[layer[0]]
+    return {0: "embed", 1: str(layer[1]), 2: "output"}[layer[0]]
 
 
-def _drift_class(drift: Drift, i: int) -> str:
-    error = drift.rows[i].relative_error
-    return "dot over" if error is None or error > drift.limit else "dot"
+def _dot(cx: float, cy: float, over: bool) -> str:
+    return f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="2.7" class="dot{" over" if over else ""}"/>'
 
 
 def _power(exponent: int) -> str:
-    return (
-        "1" if exponent == 0 else "10" + "".join("⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".index(c)] for c in str(exponent))
-    )
+    if exponent in (0, 1):
+        return str(10**exponent)
+    return "10" + "".join("⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".index(c)] for c in str(exponent))
 
 
 def _log(value: float) -> float:

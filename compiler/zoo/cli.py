@@ -15,8 +15,8 @@ from typing import Literal
 from rich.filesize import decimal
 
 from bei.compiler.cli import report_errors
-from bei.compiler.zoo.facts import CheckpointFacts, facts_of, load_facts
-from bei.compiler.zoo.fixture import FixtureOptions, FixturePlan, plan_fixture, write_fixture
+from bei.compiler.zoo.fact_files import CheckpointFacts, facts_of, load_facts
+from bei.compiler.zoo.fixture import FixtureOptions, real_size, write_fixture
 from bei.compiler.zoo.shapes import dimensions
 
 Layers = int | Literal["all"] | None
@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     f.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
     f.add_argument("--revision", help="another revision than the zoo's, where its layout is known")
     f.add_argument("--full-width", action="store_true", help="the real sizes (default: reduced)")
-    f.add_argument("--layers", type=_layers, metavar="N|all", help="default: as few as show every kind of layer")
+    f.add_argument(
+        "--layers", type=_layers, metavar="N|all", help="default: as few as show every kind of layer"
+    )
     f.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
     f.add_argument("--sparse", action="store_true", help="weights read as zeros and take no disk space")
     return p
@@ -46,13 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list() -> int:
     for facts in load_facts().values():
-        print(_line(facts, plan_fixture(facts, FixtureOptions(full_width=True, layers=_depth(facts)))))
+        kind, size = facts.config["model_type"], decimal(real_size(facts))
+        print(f"{facts.repo:48} {kind:14} {_depth(facts):3} layers  {facts.dtype:4} {size:>8}")
     return 0
-
-
-def _line(facts: CheckpointFacts, plan: FixturePlan) -> str:
-    size, layers = decimal(plan.nbytes), dimensions(plan.config)["L"]
-    return f"{facts.repo:48} {facts.config['model_type']:14} {layers:3} layers  {facts.dtype:4} {size:>8}"
 
 
 def _fixture(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bei.compiler.zoo.facts import CheckpointFacts, tokenizer_facts
+from bei.compiler.zoo.fact_files import CheckpointFacts, tokenizer_facts
 from bei.compiler.zoo.sentence_files import dense_tensors, write_sentence_files
 from bei.compiler.zoo.shapes import TensorSpec, tensors_of
 from bei.compiler.zoo.small_config import scaled_length, stand_in_config
@@ -59,17 +59,18 @@ class FixturePlan:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights files."""
-        own = sum(self.file_size(shard) for shard in self.shards.values())
+        own = sum(_file_size(self.facts, shard) for shard in self.shards.values())
         return own + sum(file_size(module) for module in self.dense)
-
-    def file_size(self, tensors: tuple[TensorSpec, ...]) -> int:
-        """Bytes of one weights file of the checkpoint itself."""
-        files = self.facts.files
-        return file_size(tensors, metadata=files.metadata, padded=files.padded_header)
 
     def length(self, tokens: int) -> int:
         """A limit in tokens, shrunk as the configuration's are."""
         return scaled_length(self.facts.config, tokens, full_width=self.options.full_width)
+
+
+def real_size(facts: CheckpointFacts) -> int:
+    """Bytes of the real checkpoint's own weights, Dense modules not counted."""
+    tensors = tensors_of(facts, facts.config)
+    return sum(_file_size(facts, shard) for shard in _shards(tensors, facts.files.shards).values())
 
 
 def plan_fixture(facts: CheckpointFacts, options: FixtureOptions | None = None) -> FixturePlan:
@@ -112,6 +113,10 @@ def write_fixture(facts: CheckpointFacts, out: Path, options: FixtureOptions | N
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written ({error.strerror}). Give another --out.") from None
     return plan
+
+
+def _file_size(facts: CheckpointFacts, tensors: tuple[TensorSpec, ...]) -> int:
+    return file_size(tensors, metadata=facts.files.metadata, padded=facts.files.padded_header)
 
 
 def _shards(tensors: tuple[TensorSpec, ...], count: int) -> dict[str, tuple[TensorSpec, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bei.compiler.zoo.facts import CheckpointFacts, Pooling, SentenceFacts
+from bei.compiler.zoo.fact_files import CheckpointFacts, Pooling, SentenceFacts
 from bei.compiler.zoo.shapes import TensorSpec, dimensions, size_of
 
 _FLAGS: Mapping[str, Pooling | None] = {
@@ -38,7 +38,7 @@ def dense_tensors(facts: CheckpointFacts, config: Mapping[str, Any]) -> tuple[tu
 def write_sentence_files(
     folder: Path, sentence: SentenceFacts, config: Mapping[str, Any], length: Callable[[int], int]
 ) -> None:
-    """Write everything but the weights; ``length`` shrinks a limit in tokens."""
+    """Write everything but the weights; ``length`` shrinks a limit in tokens. Normalize has no files at all."""
     sizes = dimensions(config)
     _write(folder / "modules.json", _modules(sentence))
     tokens = sentence.max_seq_length
@@ -55,8 +55,6 @@ def write_sentence_files(
         }
         module = {**shape, "bias": False, "activation_function": dense.activation}
         _write(folder / f"{number}_Dense" / "config.json", module)
-    if "Normalize" in sentence.modules:
-        (folder / f"{sentence.modules.index('Normalize')}_Normalize").mkdir(exist_ok=True)
 
 
 def _modules(sentence: SentenceFacts) -> list[dict[str, Any]]:

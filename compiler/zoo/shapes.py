@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bei.compiler.checkpoint.stored import DTYPES
-from bei.compiler.zoo.facts import CheckpointFacts, Dim, Shape, tensor_groups
+from bei.compiler.zoo.fact_files import CheckpointFacts, Dim, Shape, tensor_groups
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "L": ("num_hidden_layers", "n_layer"),

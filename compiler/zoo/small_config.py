@@ -8,7 +8,7 @@ position rows more than tokens (RoBERTa). Windows become small enough that short
 from collections.abc import Mapping
 from typing import Any
 
-from bei.compiler.zoo.facts import CheckpointFacts, TokenizerFacts
+from bei.compiler.zoo.fact_files import CheckpointFacts, TokenizerFacts
 from bei.compiler.zoo.shapes import dimensions
 from bei.errors import CheckpointError
 
@@ -22,7 +22,12 @@ _TEXT_LIMITS = ("model_max_length", "max_trained_positions", "original_max_posit
 
 
 def stand_in_config(
-    facts: CheckpointFacts, *, layers: int, full_width: bool, tokenizer: TokenizerFacts, ids: Mapping[str, int]
+    facts: CheckpointFacts,
+    *,
+    layers: int,
+    full_width: bool,
+    tokenizer: TokenizerFacts,
+    ids: Mapping[str, int],
 ) -> dict[str, Any]:
     """config.json of the stand-in. ``ids``: token → id in its tokenizer, for the special tokens."""
     config = _fewer_layers(dict(facts.config), layers, facts.repo)

@@ -9,7 +9,7 @@ from typing import Literal
 from huggingface_hub import try_to_load_from_cache
 
 from bei.compiler.checkpoint.safetensors import weight_files
-from bei.compiler.zoo.facts import facts_of
+from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture
 from bei.compiler.zoo.zoo import ZooEntry
 from bei.errors import CheckpointError

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from bei.compiler.zoo.facts import TokenizerFacts, TokenizerUse
+from bei.compiler.zoo.fact_files import TokenizerFacts, TokenizerUse
 from bei.compiler.zoo.vocabulary import Vocabulary, byte_level
 
 
@@ -108,9 +108,7 @@ def _added_tokens(facts: TokenizerFacts, vocabulary: Vocabulary) -> list[AddedTo
 def _post_processor(facts: TokenizerFacts, vocabulary: Vocabulary) -> Any:
     """What puts special tokens around a text or a pair."""
     if facts.name == "RobertaTokenizer":
-        sep, cls = (
-            (facts.roles[r], vocabulary.ids[facts.roles[r]]) for r in ("sep_token", "cls_token")
-        )
+        sep, cls = ((facts.roles[r], vocabulary.ids[facts.roles[r]]) for r in ("sep_token", "cls_token"))
         return processors.RobertaProcessing(sep, cls, True, bool(facts.settings.get("add_prefix_space")))
     template = None
     if facts.single is not None and facts.pair is not None:

@@ -23,6 +23,8 @@ CHUNK = 1 << 22
 
 _TABLES = ("*emb*", "*relative_attention_bias*")
 _QK_NORMS = ("*.q_norm.*", "*.k_norm.*", "*.layer_norm_q.*", "*.layer_norm_k.*")
+_SHARP = ("*.self.query.weight", "*.self.key.weight")
+"""Behind an MLP without a gate tokens resemble one another, so that attention needs larger scores to tell them apart."""
 _OUTPUTS = (
     "*output.dense.weight",
     "*.attn.o.weight",
@@ -64,7 +66,11 @@ def _distribution(spec: TensorSpec, norm_centre: float, layers: int) -> tuple[fl
         return norm_centre + sharper, 0.2
     if _is(spec.name, _TABLES):
         return 0.0, 1.0
-    gain = 1.5 * min(1.0, math.sqrt(4 / layers)) if _is(spec.name, _OUTPUTS) else 1.5
+    gain = 1.5
+    if _is(spec.name, _SHARP):
+        gain = 2.5
+    elif _is(spec.name, _OUTPUTS):
+        gain *= min(1.0, math.sqrt(4 / layers))
     return 0.0, gain / math.sqrt(spec.shape[-1])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from bei.compiler.zoo.facts import TokenizerFacts
+from bei.compiler.zoo.fact_files import TokenizerFacts
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 PIECES = 900

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bei.compiler.zoo.shapes import TensorSpec
@@ -55,7 +56,7 @@ def write_weights(
             file.truncate(file_size(tensors, metadata=metadata, padded=padded))
             return
         for spec in stored_order(tensors):
-            written = sum(file.write(memoryview(chunk).cast("B")) for chunk in _raw(values(spec)))
+            written = sum(file.write(_raw(chunk)) for chunk in values(spec))
             assert written == spec.nbytes, f"{spec.name}: {written} bytes, need {spec.nbytes}"
 
 
@@ -64,9 +65,9 @@ def stored_order(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
     return sorted(tensors, key=lambda spec: (_RANK[spec.dtype], spec.name))
 
 
-def _raw(chunks: Iterable[npt.NDArray[Any]]) -> Iterable[npt.NDArray[Any]]:
+def _raw(chunk: npt.NDArray[Any]) -> memoryview:
     """As bytes: the buffer protocol does not know bfloat16."""
-    return (chunk.reshape(-1).view("u1") for chunk in chunks)
+    return chunk.reshape(-1).view(np.uint8).data
 
 
 def split_shards(tensors: Sequence[TensorSpec], count: int) -> list[tuple[TensorSpec, ...]]:

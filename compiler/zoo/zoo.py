@@ -56,7 +56,9 @@ def _parse(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Give the path of a zoo file.") from None
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a zoo file."
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         raise CheckpointError(f"{path}: not valid YAML ({_one_line(error)}). Mend the file.") from None
 
@@ -66,7 +68,9 @@ def _entry(path: Path, number: int, entry: Any) -> ZooEntry:
         return msgspec.convert(entry, ZooEntry)
     except msgspec.ValidationError as error:
         name = entry.get("repo") if isinstance(entry, dict) else None
-        raise CheckpointError(f"{path}: model {number} ({name or 'no repo'}): {error}. Mend the entry.") from None
+        raise CheckpointError(
+            f"{path}: model {number} ({name or 'no repo'}): {error}. Mend the entry."
+        ) from None
 
 
 def _check_names(path: Path, entries: Sequence[ZooEntry]) -> None:

@@ -181,4 +181,3 @@ class Engine:
         self._graphs.clear()
         self.device.close()
         self._slots = []
-

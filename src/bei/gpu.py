@@ -37,7 +37,7 @@ def gpus(libraries: Sequence[str] = LIBRARIES) -> tuple[Gpu, ...] | str:
         _call(driver, "cuDeviceGetCount", ctypes.byref(count))
         cuda = (version.value // 1000, version.value % 1000 // 10)
         found = tuple(_gpu(driver, index, cuda) for index in range(count.value))
-    except _DriverError as error:
+    except (_DriverError, AttributeError) as error:  # AttributeError: a library without these functions
         return f"the CUDA driver reports no usable GPU ({error})"
     return found or "the CUDA driver reports no GPU (check CUDA_VISIBLE_DEVICES)"
 

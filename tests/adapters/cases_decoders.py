@@ -176,6 +176,15 @@ DECODER_CASES = (
         model=llama(is_causal=False, rope_parameters={**LLAMA3, "rope_type": "linear", "factor": 2.0}),
     ),
     Case(
+        adapter=LLAMA,
+        name="llama-dynamic",
+        model=llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 70.0, "factor": 2.0}),
+        edit=old_rope,
+        lengths=(
+            60,
+        ),  # beyond max_position_embeddings, where transformers scales a batch as its longest text
+    ),
+    Case(
         adapter=LLAMA_BIDIREC,
         name="llama_bidirec",
         model=llama(is_causal=False, rope_parameters=LLAMA3),
@@ -183,6 +192,7 @@ DECODER_CASES = (
         lengths=(1, 7, 38),
     ),
     Case(adapter=MISTRAL, name="mistral", model=mistral(sliding_window=4), lengths=AROUND_4),
+    Case(adapter=MISTRAL, name="mistral-itself-alone", model=mistral(sliding_window=1), lengths=(1, 2, 5)),
     Case(adapter=MISTRAL, name="mistral-no-window", model=mistral(sliding_window=None)),
     Case(
         adapter=MISTRAL,

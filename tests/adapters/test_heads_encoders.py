@@ -184,5 +184,5 @@ def test_a_jina_reranker_is_berts(code: bool, tmp_path: Path) -> None:
     ids, mask = batch((1, 7, 12), 97)
     with torch.inference_mode():
         first = model(ids, mask).last_hidden_state[:, 0]
-        expected = torch.tanh(model.linear(first, "pooler.dense")) @ weight.T + bias
+        expected = torch.tanh(model.linear(first.double(), "pooler.dense")).float() @ weight.T + bias
     assert assert_logits(tmp_path, expected, ids, mask).task == "rerank"

@@ -13,7 +13,7 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before the imports below
 
-from bei.kernels import (  # noqa: E402
+from bei.kernels import (
     activate,
     add_norm,
     attention,
@@ -24,7 +24,7 @@ from bei.kernels import (  # noqa: E402
     pool,
     rope,
 )
-from bei.kernels.launch import run  # noqa: E402
+from bei.kernels.launch import run
 
 DEVICE = "cuda" if GPU else "cpu"
 SM = 10 * torch.cuda.get_device_capability()[0] if GPU else 80

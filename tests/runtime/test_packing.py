@@ -64,7 +64,7 @@ def test_every_slot_points_at_a_token(batch: list[Row]) -> None:
 
 
 @given(rows, st.sampled_from([np.int32, np.int64]))
-def test_dtypes(batch: list[Row], dtype: type[np.signedinteger]) -> None:  # type: ignore[type-arg]
+def test_dtypes(batch: list[Row], dtype: type[np.signedinteger]) -> None:
     assert {a.dtype for a in pad(batch, PAD, dtype).values()} == {np.dtype(dtype)}
     assert {a.dtype for a in pack(batch, dtype).values()} == {np.dtype(dtype)}
 

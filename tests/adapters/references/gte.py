@@ -81,11 +81,13 @@ class Gte(Reference):
         d, heads = self.config.hidden_size, self.config.num_attention_heads
         size, factor = d // heads, self.config.rope_scaling["factor"]
         base = self.config.rope_theta * factor
-        turns = torch.tensor([base ** (-2 * i / size) / factor ** (2 / size) for i in range(size // 2)])
+        turns = torch.tensor(
+            [base ** (-2 * i / size) / factor ** (2 / size) for i in range(size // 2)], dtype=torch.float64
+        )
         qkv = self.linear(x, f"{n}.attention.qkv_proj")
         out = []
         for head in range(heads):
             q, k, v = (qkv[:, part * d + head * size :][:, :size] for part in range(3))
-            none = torch.zeros(len(x), len(x))
+            none = torch.zeros(len(x), len(x), dtype=x.dtype)
             out.append(attend(rotate(q, turns), rotate(k, turns), v, none))
         return self.linear(torch.cat(out, -1), f"{n}.attention.o_proj")

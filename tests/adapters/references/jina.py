@@ -108,7 +108,7 @@ class Jina(Reference):
         size = x.shape[-1] // heads
         out = []
         for head, slope in enumerate(slopes(heads)):
-            bias = torch.zeros(len(x), len(x))
+            bias = torch.zeros(len(x), len(x), dtype=x.dtype)
             for i in range(len(x)):
                 for j in range(len(x)):
                     bias[i, j] = -slope * abs(i - j)

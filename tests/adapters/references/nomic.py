@@ -125,7 +125,7 @@ class Nomic(Reference):
         base, factor, trained = float(self.config.rotary_emb_base), self.config.rotary_scaling_factor, 6
         if factor and length > trained:
             base *= (factor * length / trained - (factor - 1)) ** (size / (size - 2))
-        return torch.tensor([base ** (-2 * i / size) for i in range(size // 2)])
+        return torch.tensor([base ** (-2 * i / size) for i in range(size // 2)], dtype=torch.float64)
 
     def attention(self, x: Tensor, n: str) -> Tensor:
         d, heads = self.config.n_embd, self.config.n_head
@@ -135,7 +135,7 @@ class Nomic(Reference):
         out = []
         for head in range(heads):
             q, k, v = (qkv[:, part * d + head * size :][:, :size] for part in range(3))
-            none = torch.zeros(len(x), len(x))
+            none = torch.zeros(len(x), len(x), dtype=x.dtype)
             out.append(attend(rotate(q, turns), rotate(k, turns), v, none))
         return self.linear(torch.cat(out, -1), f"{n}.attn.out_proj")
 

@@ -32,15 +32,18 @@ class Reference(nn.Module):
             self.register_parameter(name.replace(".", "/"), nn.Parameter(start, requires_grad=False))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.get_parameter(name.replace(".", "/"))
+        """In float64: what differs from a reference is then ours alone."""
+        return self.get_parameter(name.replace(".", "/")).double()
 
     def encode(self, ids: Tensor) -> Tensor:
-        """[L] token ids of one text, no padding → [L, D]."""
+        """[L] token ids of one text, no padding → [L, D] float64."""
         raise NotImplementedError
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        """Text by text; zeros in the padding (which is on the right)."""
-        rows = [self.encode(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        """Text by text, float32; zeros in the padding (which is on the right)."""
+        rows = [
+            self.encode(ids[mask.bool()]).float() for ids, mask in zip(input_ids, attention_mask, strict=True)
+        ]
         return SimpleNamespace(last_hidden_state=nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
     def save_pretrained(self, folder: str | Path) -> None:

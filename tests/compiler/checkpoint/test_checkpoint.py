@@ -45,6 +45,14 @@ def test_source_record_hashes_every_file(tmp_path: Path) -> None:
     assert progress.stages == {"hashing": [total, total]}
 
 
+def test_a_folder_is_named_as_the_user_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write(tmp_path / "real", tiny.files())
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "real")
+    names = {repo: open_checkpoint(repo).name for repo in (".", "../link", f"{tmp_path}/real/")}
+    assert list(names.values()) == ["real", "link", "real"]
+
+
 def test_from_the_hub(hub: HubServer) -> None:
     hub.repos["acme/tiny"] = Repo(files=tiny.files())
     checkpoint = open_checkpoint("acme/tiny", revision="main")

@@ -26,7 +26,7 @@ def load(
     folder: Path,
     config: dict[str, Any] | None = None,
     weights: tiny.Tensors | None = None,
-    more: dict[str, object] | None = None,
+    more: Mapping[str, object] | None = None,
     adapter: Adapter = BERT,
 ) -> LoadedModel:
     tiny.write(folder, tiny.files(config, weights, more))
@@ -53,7 +53,7 @@ def test_a_bare_model_embeds_with_the_mean(tmp_path: Path) -> None:
 
 
 def test_modules_json_goes_before_architectures(tmp_path: Path) -> None:
-    more = {
+    more: dict[str, object] = {
         "modules.json": tiny.modules("Pooling", "Normalize"),
         "1_Pooling/config.json": {"pooling_mode": "cls", "include_prompt": False},
         "sentence_bert_config.json": {"max_seq_length": 16, "do_lower_case": True},
@@ -100,7 +100,7 @@ def test_rerank_classify_and_token_classify(tmp_path: Path) -> None:
 
 
 def test_a_cross_encoder_saved_by_sentence_transformers(tmp_path: Path) -> None:
-    more = {
+    more: dict[str, object] = {
         "modules.json": tiny.modules(package="sentence_transformers.base.modules.transformer"),
         "config_sentence_transformers.json": {"model_type": "CrossEncoder", "prompts": {}},
         "sentence_bert_config.json": {
@@ -137,7 +137,10 @@ def projected(pooling: tuple[Pooling, ...] = ()) -> Adapter:
 
 def test_a_projection_runs_before_the_modules(tmp_path: Path) -> None:
     weights = tiny.tensors() | {"linear.weight": np.ones((4, 8), np.float32)}
-    more = {"modules.json": tiny.modules("Pooling", "Normalize"), "1_Pooling/config.json": tiny.MEAN}
+    more: dict[str, object] = {
+        "modules.json": tiny.modules("Pooling", "Normalize"),
+        "1_Pooling/config.json": tiny.MEAN,
+    }
     loaded = load(tmp_path / "st", None, weights, more, projected())
     assert loaded.head.steps == (Dense(name="head.projection", out=4), Normalize())
     assert loaded.weights["head.projection.weight"].shape == (4, 8)
@@ -149,7 +152,7 @@ def test_a_projection_runs_before_the_modules(tmp_path: Path) -> None:
 
 
 def test_module_weights_and_truncation(tmp_path: Path) -> None:
-    more = {
+    more: dict[str, object] = {
         "modules.json": tiny.modules("Pooling", "Dense"),
         "1_Pooling/config.json": tiny.MEAN,
         "2_Dense/config.json": {"in_features": 8, "out_features": 6, "bias": False},

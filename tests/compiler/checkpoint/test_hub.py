@@ -17,7 +17,6 @@ from tests.compiler.checkpoint import tiny
 from tests.compiler.checkpoint.hub_server import HubServer, Repo, commit
 
 from bei import __version__
-from bei.compiler.checkpoint import hub as hub_module
 from bei.compiler.checkpoint.hub import fetch
 from bei.compiler.progress import Stage, Unit
 from bei.errors import CheckpointError
@@ -183,7 +182,9 @@ def broken(hub: HubServer, how: str) -> Iterator[None]:
         ("acme/pickle", None, None, r"no model.safetensors, only pytorch_model.bin.*\n.*save_pretrained"),
         ("acme/empty", None, None, r"acme/empty: no weights. Need model.safetensors"),
         ("not a repo id!", None, None, r"neither a folder nor a Hub id"),
-        ("./absent", None, None, r"\./absent: no such folder"),
+        ("", None, None, r"'': no such folder"),
+        ("a\0b", None, None, r"neither a folder nor a Hub id"),
+        ("./absent", None, None, r"'\./absent': no such folder"),
         ("/absent/folder", None, None, r"no such folder"),
     ],
 )
@@ -236,7 +237,7 @@ def test_too_little_disk_is_known_before_the_download(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos[NAME] = Repo(files=tiny.files())
-    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2000}))
     with pytest.raises(CheckpointError, match=r"needs .* GB free\. Free some space, or set HF_HOME"):
         fetch(NAME)
     assert hub.cdn_requests == []

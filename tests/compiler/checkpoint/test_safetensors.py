@@ -31,7 +31,7 @@ def entry(dtype: str, shape: list[Any], start: int, end: int) -> dict[str, Any]:
 
 
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
-    tensors = {
+    tensors: tiny.Tensors = {
         "f32": np.arange(6, dtype=np.float32).reshape(2, 3),
         "f16": np.ones((3,), np.float16),
         "bf16": np.full((2, 2), 1.5, ml_dtypes.bfloat16),

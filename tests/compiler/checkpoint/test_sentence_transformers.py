@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ def linear(out: int = 4, wide: int = 8, *, bias: bool = False) -> bytes:
 
 
 def read(
-    folder: Path, *kinds: str, package: str = OLD, more: dict[str, object] | None = None
+    folder: Path, *kinds: str, package: str = OLD, more: Mapping[str, object] | None = None
 ) -> SentenceFiles:
     """Write a checkpoint whose modules are Transformer, Pooling and ``kinds``, and read it."""
-    extra = {
+    extra: dict[str, object] = {
         "modules.json": tiny.modules("Pooling", *kinds, package=package),
         "1_Pooling/config.json": tiny.MEAN,
     }
-    tiny.write(folder, tiny.files(more=extra | (more or {})))
+    tiny.write(folder, tiny.files(more=extra | dict(more or {})))
     found = read_sentence_files(folder)
     assert found is not None
     return found
@@ -284,6 +285,7 @@ def changed(entry: int, **fields: Any) -> list[dict[str, Any]]:
         ({CONFIG: {"prompts": ["q"]}}, "need an object of strings"),
         ({CONFIG: {"prompts": {"q": 1}}}, "need an object of strings"),
         ({CONFIG: {"default_prompt_name": "x"}}, "'x' is not among the prompts"),
+        ({CONFIG: {"default_prompt_name": ["x"]}}, r"default_prompt_name is \['x'\], need a string"),
         ({CONFIG: {"truncate_dim": -1}}, "truncate_dim is -1, need a positive integer"),
         ({CALLS: {"max_seq_length": "256"}}, "max_seq_length is '256', need a positive integer"),
         ({CALLS: {"do_lower_case": 1}}, "do_lower_case is 1"),
@@ -308,9 +310,12 @@ def changed(entry: int, **fields: Any) -> list[dict[str, Any]]:
         ({CALLS: {"processing_kwargs": {"text": 1}}}, "processing_kwargs is"),
     ],
 )
-def test_refuses(tmp_path: Path, more: dict[str, object], message: str) -> None:
+def test_refuses(tmp_path: Path, more: Mapping[str, object], message: str) -> None:
     present = {key: value for key, value in more.items() if value is not None}
-    extra = {"modules.json": tiny.modules("Pooling", "Normalize"), "1_Pooling/config.json": tiny.MEAN}
+    extra: dict[str, object] = {
+        "modules.json": tiny.modules("Pooling", "Normalize"),
+        "1_Pooling/config.json": tiny.MEAN,
+    }
     files = tiny.files(more=extra | present)
     for key in more.keys() - present.keys():
         files.pop(key)

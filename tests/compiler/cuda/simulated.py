@@ -102,7 +102,8 @@ class SimulatedDevice:
         if operand.place == "weight":
             rows = self.plan.weights[operand.name].count // operand.width
         item = ITEMSIZE[operand.dtype]
-        aligned = item if operand.name == "out" else 16  # the parts of a fused weight begin where they may
+        odd = operand.name == "out" or operand.column * item % 16  # parts and columns begin where they may
+        aligned = item if odd else 16
         assert address % aligned == 0, f"{operand.name} at {address} is not {aligned}-byte aligned"
         flat = self.memory[address : address + ((rows - 1) * operand.stride + operand.width) * item]
         return flat.view(TORCH[operand.dtype]).as_strided((rows, operand.width), (operand.stride, 1))

@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.adapters.cases import CASES
+from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
+from tests.compiler.cuda.simulated import SimulatedDevice
 
-from bei.adapters.head import Dense, Head, Normalize
 from bei.compiler.engines.cuda import CudaOptions, lower
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.cuda_plan import decode_plan, encode_plan
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.executor import Row
-from tests.adapters.cases import CASES
-from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
-from tests.compiler.cuda.simulated import SimulatedDevice
 
 
 def rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[Row]:

@@ -104,9 +104,11 @@ def _weight(folder: Path, name: str, stored: StoredTensor) -> Weight:
     )
 
 
-def graph(cfg: EncoderConfig, folder: Path, layout: Literal["padded", "packed"]) -> EmittedGraph:
-    """The encoder as TensorRT gets it."""
-    return emit(cfg, HEAD, random_weights(cfg, folder), replace(TENSORRT, layout=layout))
+def graph(
+    cfg: EncoderConfig, folder: Path, layout: Literal["padded", "packed"], **policy: Any
+) -> EmittedGraph:
+    """The encoder as TensorRT gets it; ``policy`` changes fields of the lowering policy."""
+    return emit(cfg, HEAD, random_weights(cfg, folder), replace(TENSORRT, layout=layout, **policy))
 
 
 def options(target: str, layout: Literal["padded", "packed"] = "padded", **changes: Any) -> TensorRtOptions:

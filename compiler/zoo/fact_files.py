@@ -28,7 +28,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Immutable, and strict when read."""
 
 
-class Files(_Facts):
+class Files(_Facts, frozen=True):
     """Which files hold the weights: shards, whether headers have `__metadata__` and end on a multiple of 8 bytes.
 
     ``pickles`` names what the Hub has where it has no safetensors; a stand-in has safetensors all the same.
@@ -40,7 +40,7 @@ class Files(_Facts):
     pickles: tuple[str, ...] = ()
 
 
-class TokenizerUse(_Facts):
+class TokenizerUse(_Facts, frozen=True):
     """A tokenizer of tokenizers.yaml; ``fixed_length``: truncation and padding that tokenizer.json carries."""
 
     name: str
@@ -48,7 +48,7 @@ class TokenizerUse(_Facts):
     fixed_length: int | None = None
 
 
-class DenseFacts(_Facts):
+class DenseFacts(_Facts, frozen=True):
     """A Dense module without bias; sizes are shape symbols."""
 
     in_features: Dim = msgspec.field(name="in")
@@ -56,7 +56,7 @@ class DenseFacts(_Facts):
     activation: str = "torch.nn.modules.linear.Identity"
 
 
-class SentenceFacts(_Facts):
+class SentenceFacts(_Facts, frozen=True):
     """sentence-transformers' files. ``prompts`` None: the file has no such key; ``width``: pooling's dimension."""
 
     modules: tuple[Module, ...]
@@ -70,7 +70,7 @@ class SentenceFacts(_Facts):
     saved_with: dict[str, str] = {}
 
 
-class RevisionFacts(_Facts):
+class RevisionFacts(_Facts, frozen=True):
     """How another revision differs: configuration keys set and removed, other tensors, other modules."""
 
     config: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class RevisionFacts(_Facts):
     sentence: SentenceFacts | None = None
 
 
-class CheckpointFacts(_Facts):
+class CheckpointFacts(_Facts, frozen=True):
     """One checkpoint.
 
     ``tensors``: prefix → groups of tensors.yaml. ``count`` tensors in all; ``bytes`` of the one weights file where
@@ -104,7 +104,7 @@ class CheckpointFacts(_Facts):
     revisions: dict[str, RevisionFacts] = {}
 
 
-class TokenizerFacts(_Facts):
+class TokenizerFacts(_Facts, frozen=True):
     """See the head of tokenizers.yaml. ``split`` names the pre-tokenizer where the kind leaves a choice."""
 
     kind: Literal["wordpiece", "byte-bpe", "unigram", "sentencepiece-bpe"]
@@ -144,14 +144,17 @@ def load_facts() -> Mapping[str, CheckpointFacts]:
 def tokenizer_facts() -> Mapping[str, TokenizerFacts]:
     """Tokenizer name → facts."""
     listed = _load(FOLDER / "tokenizers.yaml")
-    return {name: _convert(entry, TokenizerFacts, f"tokenizers.yaml: {name}") for name, entry in listed.items()}
+    return {
+        name: _convert(entry, TokenizerFacts, f"tokenizers.yaml: {name}") for name, entry in listed.items()
+    }
 
 
 @cache
 def tensor_groups() -> Groups:
     """Group → tensor name pattern → shape, or {dtype: shape}."""
     kind = dict[str, dict[str, tuple[int | str, ...] | dict[str, tuple[int | str, ...]]]]
-    return _convert(_load(FOLDER / "tensors.yaml"), kind, "tensors.yaml")
+    groups: Groups = _convert(_load(FOLDER / "tensors.yaml"), kind, "tensors.yaml")
+    return groups
 
 
 def facts_of(repo: str, revision: str | None = None) -> CheckpointFacts:

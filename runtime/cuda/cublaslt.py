@@ -1,0 +1,200 @@
+"""cuBLASLt through ctypes: products of row-major fp16 or fp32 matrices, fp32 accumulation, bias and activation inside.
+
+cuBLASLt counts columns first, so a row-major x · Wᵀ is asked for as W · xᵀ. Names and numbers: cublasLt.h, CUDA 12/13.
+"""
+
+import ctypes
+import glob
+import os
+import sys
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+from bei.cuda_plan import Epilogue, Product
+from bei.errors import EngineError
+
+COMPUTE_32F, R_32F, R_16F = 68, 0, 2
+TRANSA, EPILOGUE, BIAS_POINTER = 3, 7, 8
+MAX_WORKSPACE_BYTES = 1
+WORKSPACE = 32 << 20
+CANDIDATES = 16
+EPILOGUES: dict[tuple[Epilogue, bool], int] = {
+    ("none", False): 1,
+    ("none", True): 4,
+    ("relu", False): 2,
+    ("relu", True): 6,
+    ("gelu_tanh", False): 32,
+    ("gelu_tanh", True): 36,
+}
+
+
+class _Heuristic(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t"""
+
+    _fields_ = (
+        ("algorithm", c_uint64 * 8),
+        ("workspace", c_size_t),
+        ("state", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """A product's descriptors for one number of rows, with the algorithm chosen for it."""
+
+    description: c_void_p
+    weight: c_void_p
+    x: c_void_p
+    out: c_void_p
+    algorithm: _Heuristic
+
+
+Clock = Callable[[Callable[[], None]], float]
+"""Milliseconds that a piece of queued work takes."""
+
+
+class CublasLt:
+    """One handle and one workspace on one stream. ``clock`` times candidates on first use; None: the library's choice."""
+
+    def __init__(self, subject: str, stream: c_void_p, workspace: int, clock: Clock | None) -> None:
+        self.subject, self.stream, self.workspace, self.clock = subject, stream, workspace, clock
+        self._library = _load(subject)
+        self._problems: dict[tuple[Any, ...], _Problem] = {}
+        self._one, self._zero = c_float(1.0), c_float(0.0)
+        self._handle = self._make("cublasLtCreate")
+        self._preference = self._make("cublasLtMatmulPreferenceCreate")
+        limit = c_size_t(WORKSPACE)
+        self._call(
+            "cublasLtMatmulPreferenceSetAttribute",
+            self._preference,
+            c_int(MAX_WORKSPACE_BYTES),
+            byref(limit),
+            c_size_t(ctypes.sizeof(limit)),
+        )
+
+    @property
+    def version(self) -> str:
+        """Such as 13.1.0."""
+        self._library.cublasLtGetVersion.restype = c_size_t
+        number = int(self._library.cublasLtGetVersion())
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+    def multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
+        """Queue out = epilogue(x · Wᵀ + bias) over ``rows`` rows."""
+        key = (
+            step.x.dtype, step.x.width, step.x.stride, step.out.dtype, step.out.width, step.out.stride,
+            step.transposed, step.epilogue, bool(bias), rows,
+        )  # fmt: skip
+        if key not in self._problems:
+            self._problems[key] = self._solve(step, x, weight, bias, out, rows)
+        self._run(self._problems[key], x, weight, bias, out)
+
+    def _run(self, problem: _Problem, x: int, weight: int, bias: int, out: int) -> None:
+        if bias:
+            self._set(problem.description, BIAS_POINTER, c_uint64(bias))
+        self._call(
+            "cublasLtMatmul", self._handle, problem.description, byref(self._one),
+            c_void_p(weight), problem.weight, c_void_p(x), problem.x, byref(self._zero),
+            c_void_p(out), problem.out, c_void_p(out), problem.out,
+            byref(problem.algorithm.algorithm), c_void_p(self.workspace), c_size_t(WORKSPACE), self.stream,
+        )  # fmt: skip
+
+    def _solve(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> _Problem:
+        """Descriptors, and the fastest of the library's candidates where a clock is given."""
+        kind = R_16F if step.x.dtype == "f16" else R_32F
+        description = self._make("cublasLtMatmulDescCreate", c_int(COMPUTE_32F), c_int(R_32F))
+        self._set(description, TRANSA, c_int32(0 if step.transposed else 1))
+        self._set(description, EPILOGUE, c_uint32(EPILOGUES[step.epilogue, bool(bias)]))
+        if bias:
+            self._set(description, BIAS_POINTER, c_uint64(bias))
+        width, n = step.x.width, step.out.width
+        shape = (n, width) if step.transposed else (width, n)
+        layouts = (
+            self._layout(kind, *shape, step.weight.stride),
+            self._layout(kind, width, rows, step.x.stride),
+            self._layout(kind, n, rows, step.out.stride),
+        )
+        candidates = self._candidates(step, description, layouts, rows)
+        problems = [_Problem(description, *layouts, candidate) for candidate in candidates]
+        if self.clock is None or len(problems) == 1:
+            return problems[0]
+        clock = self.clock
+        times = [clock(lambda p=problem: self._run(p, x, weight, bias, out)) for problem in problems]  # type: ignore[misc]
+        return problems[times.index(min(times))]
+
+    def _candidates(
+        self, step: Product, description: c_void_p, layouts: tuple[c_void_p, c_void_p, c_void_p], rows: int
+    ) -> list[_Heuristic]:
+        found, count = (_Heuristic * CANDIDATES)(), c_int()
+        weight, x, out = layouts
+        self._call(
+            "cublasLtMatmulAlgoGetHeuristic", self._handle, description, weight, x, out, out,
+            self._preference, c_int(CANDIDATES if self.clock else 1), found, byref(count),
+        )  # fmt: skip
+        usable = [found[i] for i in range(count.value) if found[i].state == 0]
+        if not usable:
+            raise EngineError(
+                f"{self.subject}: cuBLASLt has no algorithm for {rows} x {step.x.width} x {step.out.width} "
+                f"({step.x.dtype}). Report this as a bug."
+            )
+        return usable
+
+    def _layout(self, kind: int, rows: int, columns: int, leading: int) -> c_void_p:
+        return self._make(
+            "cublasLtMatrixLayoutCreate", c_int(kind), c_uint64(rows), c_uint64(columns), c_int64(leading)
+        )
+
+    def _set(self, description: c_void_p, attribute: int, value: Any) -> None:
+        self._call(
+            "cublasLtMatmulDescSetAttribute",
+            description,
+            c_int(attribute),
+            byref(value),
+            c_size_t(ctypes.sizeof(value)),
+        )
+
+    def _make(self, name: str, *arguments: Any) -> c_void_p:
+        made = c_void_p()
+        self._call(name, byref(made), *arguments)
+        return made
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code != 0:
+            raise EngineError(f"{self.subject}: {name} failed with cuBLAS status {code}.")
+
+    def close(self) -> None:
+        """Destroy the handle."""
+        self._call("cublasLtDestroy", self._handle)
+
+
+def find_library() -> str | None:
+    """The path or name of libcublasLt: from the nvidia-cublas wheel where it is installed, else the system's."""
+    for folder in sys.path:
+        for found in sorted(
+            glob.glob(os.path.join(folder, "nvidia", "*", "lib", "libcublasLt.so.*")), reverse=True
+        ):
+            return found
+    for name in ("libcublasLt.so.13", "libcublasLt.so.12"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return name
+    return None
+
+
+def _load(subject: str) -> Any:
+    path = find_library()
+    if path is None:
+        raise EngineError(f'{subject}: cuBLASLt was not found. Install it: pip install "bei[cuda]".')
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise EngineError(f"{subject}: {path} cannot be loaded ({error}).") from None
+    library.cublasLtCreate.argtypes = [POINTER(c_void_p)]
+    return library

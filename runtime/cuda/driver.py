@@ -1,0 +1,108 @@
+"""The CUDA driver through ctypes: the dozen calls an engine makes. The driver comes with the display driver.
+
+A binding package would take longer to import than a small engine takes to start.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from typing import Any
+
+from bei.errors import EngineError
+from bei.gpu import LIBRARIES
+
+CAPTURE_MODE_THREAD_LOCAL = 1
+MAX_DYNAMIC_SHARED = 8
+OUT_OF_MEMORY = 2
+NON_BLOCKING = 1
+DISABLE_TIMING = 2
+
+_U, _P, _PP = c_uint, c_void_p, POINTER(c_void_p)
+_ADDRESS, _ADDRESSES = c_ulonglong, POINTER(c_ulonglong)
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (_U,),
+    "cuDriverGetVersion": (POINTER(c_int),),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (_PP, c_int),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuCtxSetCurrent": (_P,),
+    "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
+    "cuMemAlloc_v2": (_ADDRESSES, c_size_t),
+    "cuMemFree_v2": (_ADDRESS,),
+    "cuMemHostAlloc": (_PP, c_size_t, _U),
+    "cuMemFreeHost": (_P,),
+    "cuMemsetD8Async": (_ADDRESS, ctypes.c_ubyte, c_size_t, _P),
+    "cuMemcpyHtoDAsync_v2": (_ADDRESS, _P, c_size_t, _P),
+    "cuMemcpyDtoHAsync_v2": (_P, _ADDRESS, c_size_t, _P),
+    "cuModuleLoadData": (_PP, c_char_p),
+    "cuModuleUnload": (_P,),
+    "cuModuleGetFunction": (_PP, _P, c_char_p),
+    "cuFuncSetAttribute": (_P, c_int, c_int),
+    "cuLaunchKernel": (_P, _U, _U, _U, _U, _U, _U, _U, _P, _PP, _PP),
+    "cuStreamCreate": (_PP, _U),
+    "cuStreamDestroy_v2": (_P,),
+    "cuStreamSynchronize": (_P,),
+    "cuStreamBeginCapture_v2": (_P, c_int),
+    "cuStreamEndCapture": (_P, _PP),
+    "cuGraphInstantiateWithFlags": (_PP, _P, c_ulonglong),
+    "cuGraphLaunch": (_P, _P),
+    "cuGraphExecDestroy": (_P,),
+    "cuGraphDestroy": (_P,),
+    "cuEventCreate": (_PP, _U),
+    "cuEventRecord": (_P, _P),
+    "cuEventSynchronize": (_P,),
+    "cuEventElapsedTime": (POINTER(c_float), _P, _P),
+    "cuEventDestroy_v2": (_P,),
+}
+
+
+class Driver:
+    """Typed calls that raise EngineError with CUDA's own name for a failure."""
+
+    def __init__(self, subject: str, libraries: Sequence[str] = LIBRARIES) -> None:
+        self.subject = subject
+        library = _open(libraries)
+        if library is None:
+            raise EngineError(
+                f"{subject}: no CUDA driver was found (libcuda is missing). Install the NVIDIA driver."
+            )
+        self._library: Any = library
+        self._functions = {}
+        for name, types in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = types, c_int
+            self._functions[name] = function
+        self("cuInit", 0)
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        """Call a driver function. Raises EngineError."""
+        code = self._functions[name](*arguments)
+        if code != 0:
+            raise EngineError(f"{self.subject}: {name} failed: {self.reason(code)}.")
+
+    def status(self, name: str, *arguments: Any) -> int:
+        """Call a driver function and return its code."""
+        return int(self._functions[name](*arguments))
+
+    def reason(self, code: int) -> str:
+        """CUDA's name and text for a code."""
+        name, text = c_char_p(), c_char_p()
+        self._library.cuGetErrorName(code, byref(name))
+        self._library.cuGetErrorString(code, byref(text))
+        return f"{(name.value or b'unknown').decode()} ({code}, {(text.value or b'').decode()})"
+
+    def handle(self, name: str, *arguments: Any) -> c_void_p:
+        """Call a function whose first parameter returns a handle."""
+        made = c_void_p()
+        self(name, byref(made), *arguments)
+        return made
+
+
+def _open(libraries: Sequence[str]) -> ctypes.CDLL | None:
+    for library in libraries:
+        try:
+            return ctypes.CDLL(library)
+        except OSError:
+            continue
+    return None

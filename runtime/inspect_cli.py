@@ -1,0 +1,186 @@
+"""`bei-inspect BUNDLE`: what a bundle holds, and which engine this machine will use and why."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from bei.errors import BundleError
+from bei.manifest import EngineRecord, Manifest
+from bei.runtime.bundle import Bundle, choose_engine, open_bundle, unlisted_files
+from bei.runtime.executors import registry
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EVIDENCE_SHOWN = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 2 and one message when the bundle is not usable."""
+    args = parser().parse_args(argv)
+    try:
+        bundle = open_bundle(args.bundle, verify=args.verify)
+    except BundleError as error:
+        print(f"bei-inspect: {error}", file=sys.stderr)
+        return error.exit_code
+    facts = inspect(bundle, verified=args.verify)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode())
+    else:
+        show(facts)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bei-inspect", description=__doc__)
+    parser.add_argument("bundle", help="folder written by bei-compile")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="hash every file (default: yes; sizes and the manifest's own digest are always checked)",
+    )
+    return parser
+
+
+def inspect(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
+    """What `--json` prints."""
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.path),
+        "verified": verified,
+        "name": manifest.name,
+        "bei_version": manifest.bei_version,
+        "schema_version": manifest.schema_version,
+        "model_type": manifest.model_type,
+        "adapter": manifest.adapter,
+        "license": manifest.license,
+        "source": {"repo": manifest.source.repo, "revision": manifest.source.revision},
+        "head": msgspec.to_builtins(manifest.head),
+        "prompts": manifest.prompts,
+        "default_prompt": manifest.default_prompt,
+        "limits": msgspec.to_builtins(manifest.limits),
+        "precision": manifest.precision,
+        "parity": msgspec.to_builtins(manifest.parity),
+        "bytes": sum(record.size for record in manifest.files.values()),
+        "unlisted_files": unlisted_files(bundle),
+        "engines": list(engines(manifest)),
+        "uses": used_engine(manifest),
+    }
+
+
+def engines(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """Each engine, its parity verdict, and why this machine does or does not use it."""
+    used = used_engine(manifest)
+    for record in manifest.engines:
+        verdict = manifest.parity.verdicts.get(record.target, "not run")
+        yield {
+            **msgspec.to_builtins(record),
+            "bytes": engine_bytes(manifest, record),
+            "parity": verdict,
+            "used": record.target == used,
+            "reason": reason(manifest, record, used),
+        }
+
+
+def used_engine(manifest: Manifest) -> str | None:
+    """The target that loading would choose here, None when there is none."""
+    try:
+        return choose_engine(manifest).record.target
+    except BundleError:
+        return None
+
+
+def reason(manifest: Manifest, record: EngineRecord, used: str | None) -> str:
+    """Why the engine is or is not used."""
+    if record.target == used:
+        return "first of the fallback chain that runs here and passed parity"
+    verdict = manifest.parity.verdicts.get(record.target, "not run")
+    cannot = registry.available(record)
+    if cannot is not None:
+        return cannot
+    if verdict != "passed":
+        return f"parity verdict is {verdict!r}"
+    return f"{used} comes first" if record.target in manifest.fallback else "not in the fallback chain"
+
+
+def engine_bytes(manifest: Manifest, record: EngineRecord) -> int:
+    """The engine's folder, or its one file where that lies at the top (its weights are the checkpoint's)."""
+    folder, _, _ = record.path.rpartition("/")
+    names = [name for name in manifest.files if name.startswith(f"{folder}/")] if folder else [record.path]
+    return sum(manifest.files[name].size for name in names)
+
+
+def show(facts: dict[str, Any]) -> None:
+    """The facts as two tables in the terminal."""
+    from rich.console import Console, Group
+
+    Console().print(Group(*_tables(facts)))
+
+
+def _tables(facts: dict[str, Any]) -> Iterator["RenderableType"]:
+    from rich.table import Table
+    from rich.text import Text
+
+    about = Table(title=facts["name"], show_header=False, title_justify="left")
+    for name, value in _summary(facts):
+        about.add_row(name, Text(value))
+    yield about
+    table = Table(title="Engines", title_justify="left", show_header=False, show_lines=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for engine in facts["engines"]:
+        table.add_row(Text(engine["target"]), Text("\n".join(_engine_lines(engine))))
+    yield table
+
+
+def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    head, source, limits = facts["head"], facts["source"], facts["limits"]
+    revision = f" at {source['revision']}" if source["revision"] else " (local folder)"
+    yield "source", source["repo"] + revision
+    yield (
+        "model",
+        f"{facts['model_type']} (adapter {facts['adapter']}), licence {facts['license'] or 'not stated'}",
+    )
+    yield "task", head["task"]
+    yield "head", _head(head)
+    yield "prompts", ", ".join(facts["prompts"]) or "none"
+    yield (
+        "limits",
+        f"{limits['max_length']} tokens a text, {limits['max_batch_tokens']} a batch, {limits['max_batch']} rows",
+    )
+    yield "size", _size(facts["bytes"])
+    yield "files", "hashes verified" if facts["verified"] else "sizes checked, hashes not"
+    if facts["unlisted_files"]:
+        yield "ignored", ", ".join(facts["unlisted_files"])
+    yield "uses here", facts["uses"] or "no engine"
+
+
+def _head(head: dict[str, Any]) -> str:
+    if head["task"] != "embed":
+        return f"{len(head['labels'])} labels: {', '.join(head['labels'][:8])}"
+    parts = [f"{'+'.join(head['pooling'])} pooling", f"{head['dimensions']} dimensions"]
+    parts.append("unit length" if head["normalized"] else "not normalised")
+    if head["matryoshka"]:
+        parts.append(f"prefixes {', '.join(map(str, head['matryoshka']))}")
+    return ", ".join(parts)
+
+
+def _engine_lines(engine: dict[str, Any]) -> Iterator[str]:
+    yield f"{engine['precision']}, {_size(engine['bytes'])}, {engine['status']}, parity {engine['parity']}"
+    yield f"{'used here' if engine['used'] else 'not used here'}: {engine['reason']}"
+    evidence = [f"{k} {v}" for k, v in engine["evidence"].items() if isinstance(v, str | int | float)]
+    if evidence:
+        yield ", ".join(evidence[:EVIDENCE_SHOWN])
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.0f} KiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

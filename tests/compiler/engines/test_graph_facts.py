@@ -1,0 +1,46 @@
+"""Reading the graph that a builder is given."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from bei.compiler.engines.graph_facts import decomposable, read_graph
+from bei.errors import EngineError
+from tests.compiler.engines.small import BERT, graph
+
+
+def test_facts_of_a_packed_encoder(tmp_path: Path) -> None:
+    emitted = graph(BERT, tmp_path, "packed")
+    facts = read_graph(emitted.serialize())
+    assert facts.inputs == {
+        "input_ids": ("tokens",),
+        "token_type_ids": ("tokens",),
+        "unpad_index": ("tokens",),
+        "pad_index": ("batch", "sequence"),
+        "attention_mask": ("batch", "sequence"),
+    }
+    assert facts.external == {name: weight.nbytes for name, weight in emitted.weights.items()}
+    assert len(facts.attentions) == len(set(facts.attentions)) == 2
+    layers = (f"layers.{i}.{n}" for i in range(2) for n in ("q", "k", "v", "o", "up", "down"))
+    assert sorted(facts.products.values()) == sorted(layers)
+
+
+def test_decomposable_marks_attention_and_nothing_else(tmp_path: Path) -> None:
+    before = graph(BERT, tmp_path, "padded").serialize()
+    after = onnx.ModelProto.FromString(decomposable(before))
+    marked = [
+        n.op_type for n in after.graph.node for a in n.attribute if a.name == "TRT_decomposable" and a.i
+    ]
+    assert marked == ["Attention", "Attention"]
+    for node in after.graph.node:
+        kept = [a for a in node.attribute if a.name != "TRT_decomposable"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    assert after == onnx.ModelProto.FromString(before)
+    assert decomposable(decomposable(before)) == decomposable(before)
+
+
+def test_bytes_that_are_no_model_are_refused() -> None:
+    with pytest.raises(EngineError, match="not an ONNX model"):
+        read_graph(b"\xff\xff\xff\xff")
