@@ -119,7 +119,7 @@ class HfConfig(Mapping[str, Any]):
     def choice(self, key: str, known: Mapping[str, Any], default: str | None = None) -> Any:
         """``known[value]``; raises UnsupportedConfig naming what is known."""
         value = self[key] if default is None else self.get(key, default)
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise UnsupportedConfig(
                 f"{self.name}: {key}={value!r}, but the adapter knows {', '.join(sorted(known))}"
             )

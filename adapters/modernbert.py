@@ -60,7 +60,7 @@ def _layer_types(hf: HfConfig) -> Sequence[str]:
     kinds = hf.get(
         "layer_types", ["sliding_attention" if i % every else "full_attention" for i in range(count)]
     )
-    if not isinstance(kinds, list) or len(kinds) != count or not set(kinds) <= set(THETAS):
+    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in [*THETAS] for kind in kinds):
         raise UnsupportedConfig(
             f"{hf.name}: layer_types={kinds!r}, but the adapter needs {count} of {', '.join(THETAS)}"
         )

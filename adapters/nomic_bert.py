@@ -1,6 +1,6 @@
-"""NomicBERT v1, v1.5, v2-moe: post-norm, rotary positions; a gated MLP without biases, or (v2) plain and mixture-of-experts
-ones with biases.
+"""NomicBERT v1, v1.5, v2-moe: post-norm, rotary positions.
 
+v1 and v1.5 have a gated MLP and no biases; v2 has biases and a plain MLP, every second one a mixture of experts.
 config.json spells its facts like GPT-2 (`n_embd`), like transformers 5, or both ways at once. Dynamic NTK
 (`rotary_scaling_factor`) is computed from each text's own length. Hugging Face takes the padded length of the batch,
 and the model's own code keeps the frequencies of the longest batch it has seen: there a vector depends on its
@@ -13,16 +13,15 @@ from typing import Any
 from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, expect, thirds, view
 from bei.adapters.bert import sequence_head, token_head
 from bei.adapters.config import EncoderConfig, Layer, Moe
-from bei.adapters.rope import read_rope
+from bei.adapters.rope import flat_parameters, read_rope
 from bei.errors import UnsupportedConfig
 
 GATED = {"swiglu": "silu", "geglu": "gelu"}
 CLASSES = (
     *("NomicBertConfig", "NomicBertModel", "NomicBertForPreTraining", "NomicBertForMultipleChoice"),
     *(
-        "NomicBertForQuestionAnswering",
-        "NomicBertForSequenceClassification",
-        "NomicBertForTokenClassification",
+        f"NomicBertFor{task}"
+        for task in ("QuestionAnswering", "SequenceClassification", "TokenClassification")
     ),
 )
 
@@ -39,7 +38,7 @@ def config(hf: HfConfig) -> EncoderConfig:
     return EncoderConfig(
         vocab=-(-hf.size("vocab_size") // multiple) * multiple,
         dim=dim,
-        layers=_layers(hf, dim // heads, gated),
+        layers=_layers(hf, dim // heads),
         heads=heads,
         kv_heads=heads,
         head_dim=dim // heads,
@@ -82,17 +81,18 @@ def native(hf: HfConfig) -> HfConfig:
 
 
 def _rope_parameters(hf: HfConfig) -> Mapping[str, Any]:
-    theta, factor = hf.number("rotary_emb_base"), hf.get("rotary_scaling_factor")
-    if factor:
-        return {"rope_type": "dynamic", "rope_theta": theta, "factor": factor}
-    return {**hf.get("rope_parameters", {"rope_type": "default"}), "rope_theta": theta}
+    """A silent `rotary_scaling_factor` leaves the scaling to the newer keys."""
+    theta = hf.number("rotary_emb_base")
+    if hf.get("rotary_scaling_factor"):
+        return {"rope_type": "dynamic", "rope_theta": theta, "factor": hf.number("rotary_scaling_factor")}
+    return {**(flat_parameters(hf) or {"rope_type": "default"}), "rope_theta": theta}
 
 
-def _layers(hf: HfConfig, head_dim: int, gated: bool) -> tuple[Layer, ...]:
+def _layers(hf: HfConfig, head_dim: int) -> tuple[Layer, ...]:
     """With experts, layers 1, 1 + n, 1 + 2n … are mixtures (n = `moe_every_n_layers`), the others plain."""
     plain = Layer(rope=read_rope(hf, head_dim, default_theta=1000.0))
     count = hf.size("num_hidden_layers")
-    if hf.get("num_experts", 0) < 2:
+    if not hf.get("num_experts") or hf.size("num_experts") == 1:
         return (plain,) * count
     expect(hf, activation_function="gelu", moe_normalize_expert_weights=False)
     expect(hf, expert_choice_router=False, num_shared_experts=0, ffn_div=1)

@@ -1,8 +1,8 @@
 """Rows waiting for an engine, of all requests together: who goes next, and with whom.
 
-Requests share the engine by tokens (fair queueing): each row has a start tag in virtual time, which advances by the
-tokens served divided by the requests waiting. A request's rows follow one another by their lengths, so a single query
-that comes after a bulk request of thousands still goes with the next batch, and none waits for ever.
+Requests share the engine by tokens (start-time fair queueing, https://doi.org/10.1109/90.649569): each row has a start
+tag in virtual time, which advances by the tokens served divided by the requests waiting. A request's rows follow one another by their lengths, so a single query
+that comes after a bulk request of thousands goes with the next batch or two, and none waits for ever.
 
 A batch is the row with the lowest tag and rows of similar length: rows wait in one heap per length class, and the
 classes nearest to the first row's are asked in turn until the budget is used or padding would waste too much.
@@ -18,6 +18,9 @@ from bei.runtime.batching import Budget
 from bei.runtime.executor import Row
 
 CLASSES_PER_DOUBLING = 4
+
+MAX_SHARES = 8
+"""A request's share never sinks below one in this many, however many wait: later ones then queue behind it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +88,7 @@ class FairQueue:
         if first is None:
             return []
         self._virtual = max(self._virtual, first.start)
-        active = len(self._tickets)
+        shares = min(MAX_SHARES, len(self._tickets))
         batch = [self._pop(self._classes[_length_class(first.length)])]
         longest = tokens = first.length
         for heap in self._nearest(first.length):
@@ -98,8 +101,7 @@ class FairQueue:
                     break
                 batch.append(self._pop(heap))
                 longest, tokens = longest_then, tokens_then
-                self._bury(heap)
-        self._virtual += tokens / active
+        self._virtual += tokens / shares
         return batch
 
     def __len__(self) -> int:
@@ -128,7 +130,9 @@ class FairQueue:
             self._dead -= 1
 
     def _pop(self, heap: list[Entry]) -> Entry:
+        """The top entry, and no dropped one left on top."""
         entry = heappop(heap)
+        self._bury(heap)
         self._entries -= 1
         self.tokens -= entry.length
         entry.ticket.tokens -= entry.length

@@ -19,12 +19,13 @@ _BYTES: dict[int, int] = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphFacts:
     """``inputs``: name → symbolic axes, such as ("batch", "sequence"). ``external``: initializers whose bytes lie
-    outside the graph → their size in bytes. ``attentions``: names of the attention nodes, in order. ``products``:
-    MatMul node → the weight it multiplies with (itself where there is none)."""
+    outside the graph → their size in bytes. ``products``: MatMul node → the weight it multiplies with, such as
+    layers.3.up. ``attentions``: attention node → its place, such as layers.3.attention, in order. A node whose weight
+    is not found stands for itself."""
 
     inputs: Mapping[str, tuple[str, ...]]
     external: Mapping[str, int]
-    attentions: tuple[str, ...]
+    attentions: Mapping[str, str]
     products: Mapping[str, str]
 
 
@@ -34,6 +35,7 @@ def read_graph(graph: bytes) -> GraphFacts:
         main = onnx.ModelProto.FromString(graph).graph
     except Exception as error:  # noqa: BLE001 — protobuf, which onnx does not re-export, has its own tree
         raise EngineError(f"graph: not an ONNX model ({error}).") from None
+    products = _products(main)
     return GraphFacts(
         inputs={value.name: _axes(value) for value in main.input},
         external={
@@ -41,8 +43,8 @@ def read_graph(graph: bytes) -> GraphFacts:
             for tensor in main.initializer
             if tensor.data_location == onnx.TensorProto.EXTERNAL
         },
-        attentions=tuple(node.name for node in main.node if node.op_type in ATTENTION_OPS),
-        products=_products(main),
+        attentions=_attentions(main, products),
+        products=products,
     )
 
 
@@ -72,12 +74,31 @@ def _size(tensor: onnx.TensorProto) -> int:
 def _products(main: onnx.GraphProto) -> dict[str, str]:
     """Follows a MatMul's second input through casts and transposes to the initializer it comes from."""
     weights = {tensor.name for tensor in main.initializer}
-    source = {node.output[0]: node.input[0] for node in main.node if node.input}
+    source = _sources(main)
     found = {}
     for node in main.node:
         if node.op_type == "MatMul":
             value = node.input[1]
             while value not in weights and value in source:
-                value = source[value]
+                value = source[value].input[0]
             found[node.name] = value.removesuffix(".weight") if value in weights else node.name
     return found
+
+
+def _attentions(main: onnx.GraphProto, products: Mapping[str, str]) -> dict[str, str]:
+    """Follows an attention's queries back to their product: the attention of ``layers.3.q`` is layers.3.attention."""
+    source = _sources(main)
+    found = {}
+    for node in main.node:
+        if node.op_type in ATTENTION_OPS:
+            at = node
+            while at.op_type != "MatMul" and at.input[0] in source:
+                at = source[at.input[0]]
+            layer = products.get(at.name, "").rpartition(".")[0]
+            found[node.name] = f"{layer}.attention" if layer else node.name
+    return found
+
+
+def _sources(main: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Value → the node that makes it, where that node has an input to follow."""
+    return {value: node for node in main.node if node.input for value in node.output}

@@ -37,13 +37,13 @@ def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: Sequence[Pr
     return {
         "attention_layers": len(graph.attentions),
         "fused_attention": sum(kernel.fused_attention for kernel in kernels),
-        "unfused_attention": [name for name in graph.attentions if name not in fused],
+        "unfused_attention": [place for node, place in graph.attentions.items() if node not in fused],
         "kernels": sum(kernel.kind not in NOT_KERNELS for kernel in kernels),
         "kernels_per_layer": kernels_per_layer(kernels),
         "gemm_accumulation": {
             weight: facts.gemms[node] for node, weight in graph.products.items() if node in facts.gemms
         },
-        "attention_accumulation": _attention_accumulation(kernels, facts),
+        "attention_accumulation": _attention_accumulation(kernels, facts, graph),
         "weight_bytes": {dtype: n * _BYTES.get(dtype, 1) for dtype, n in weight_elements(kernels).items()},
         "plan_bytes": plan.stat().st_size,
         "profiles": _profiles(profiles, log.activation),
@@ -51,13 +51,15 @@ def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: Sequence[Pr
     }
 
 
-def _attention_accumulation(kernels: Sequence[Kernel], facts: PlanFacts) -> dict[str, list[str]]:
+def _attention_accumulation(
+    kernels: Sequence[Kernel], facts: PlanFacts, graph: GraphFacts
+) -> dict[str, list[str]]:
     """Per attention; an attention whose SMs differ lists the weakest."""
     found: dict[str, list[str]] = {}
     for kernel in kernels:
         if kernel.fused_attention and kernel.function in facts.attentions:
             weakest = min(facts.attentions[kernel.function], key=lambda pair: pair.count("fp32"))
-            found.update({node: list(weakest) for node in kernel.nodes})
+            found.update({graph.attentions.get(node, node): list(weakest) for node in kernel.nodes})
     return found
 
 

@@ -11,6 +11,7 @@ from bei.compiler.encoder import output_width, run
 from bei.compiler.lowering.graph import Graph
 from bei.compiler.lowering.onnx_ops import OnnxOps
 from bei.compiler.lowering.policy import GraphPolicy
+from bei.compiler.lowering.probed import ProbedOnnxOps
 from bei.compiler.precision.folding import Folded
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight
@@ -36,16 +37,21 @@ def emit(
     weights: Mapping[str, Weight],
     policy: GraphPolicy,
     precision: Policy = PLAIN,
+    *,
+    probed: bool = False,
 ) -> EmittedGraph:
     """The graph of ``run(cfg, head, …)``: ids to the head's output, in milliseconds and without reading a weight.
-    ``precision``'s scales are folded into it and its islands computed in their wider type."""
+    ``precision``'s scales are folded into it and its islands computed in their wider type. A ``probed`` graph has one
+    more output for each site: its largest magnitude over real tokens."""
     own = dict(weights)
     g = Graph(own)
-    ops = OnnxOps(g, policy, cfg.position_pad, precision.islands)
+    kind = ProbedOnnxOps if probed else OnnxOps
+    ops = kind(g, policy, cfg.position_pad, precision.islands)
     result = run(cfg, head, Folded(ops, own, precision, cfg)).value
     output = "sentence_embedding" if head.task == "embed" else "logits"
     shape: tuple[str | int, ...] = ("batch", output_width(cfg, head))
     if not head.pooling:
         shape = ("batch", "sequence", output_width(cfg, head))
-    model = g.model(result, output, shape, {"task": head.task})
+    probes = ops.probes if isinstance(ops, ProbedOnnxOps) else None
+    model = g.model(result, output, shape, {"task": head.task}, probes)
     return EmittedGraph(model=model, inputs=tuple(g.inputs), output=output, weights=g.used)

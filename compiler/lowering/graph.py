@@ -147,14 +147,23 @@ class Graph:
         return self.cast(scaled, dtype)
 
     def model(
-        self, output: ir.Value, name: str, shape: Sequence[str | int], metadata: Mapping[str, str]
+        self,
+        output: ir.Value,
+        name: str,
+        shape: Sequence[str | int],
+        metadata: Mapping[str, str],
+        probes: Mapping[str, ir.Value] | None = None,
     ) -> ir.Model:
-        """The finished model with one fp32 output."""
+        """The finished model with one fp32 output, and a scalar fp32 one for each probe."""
+        extra = []
+        for probe, value in (probes or {}).items():
+            value.name, value.shape = probe, ir.Shape(())
+            extra.append(value)
         out = self.op("Identity", output)
         out.name, out.dtype, out.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
         graph = ir.Graph(
             list(self.inputs.values()),
-            [out],
+            [out, *extra],
             nodes=self._tape.nodes,
             initializers=list(self._initializers.values()),
             opset_imports=self._domains,

@@ -14,13 +14,15 @@ from bei.compiler.bundle import hash_file
 from bei.compiler.parity.reference import Reference, hugging_face
 from bei.compiler.parity.report import EngineReport, ParityReport
 from bei.compiler.parity.run import Expected, check_engine, expect, not_run
-from bei.compiler.parity.subject import bundle_engine
+from bei.compiler.parity.rungs import load_encoder, with_rung
+from bei.compiler.parity.subject import bundle_engine, tokenize
 from bei.compiler.parity.texts import Sample, builtin, require_fit
 from bei.compiler.progress import QUIET, Progress
 from bei.errors import EngineError, ParityError
 from bei.manifest import EngineRecord, Manifest, Task
 from bei.runtime.bundle import Bundle
 from bei.runtime.executors import registry
+from bei.runtime.tokenizer import open_tokenizer
 
 SOURCE_FOLDER = "source"
 MakeReference = Callable[[Path, Task, int], Reference]
@@ -56,7 +58,7 @@ def check_bundle(
     make_reference: MakeReference = default_reference,
     progress: Progress = QUIET,
 ) -> ParityReport:
-    """Measure ``targets``, by default every engine; engines that cannot run here are listed as not run.
+    """Measure ``targets``, by default every engine; one that cannot run here is listed as not run, and proven in torch.
 
     Raises ParityError for texts that do not fit the task or where there is no reference, and BundleError for a target
     the bundle does not have.
@@ -64,21 +66,15 @@ def check_bundle(
     manifest = bundle.manifest
     require_fit(texts.samples, manifest.head.task, texts.source)
     records = [manifest.engine(target) for target in targets] or list(manifest.engines)
-    reasons = {record.target: registry.available(record) for record in records}
-    engines = [not_run(r.target, r.precision, f"built, not executed: {reasons[r.target]}") for r in records]
-    if not all(reasons.values()):
-        with progress.stage("reference", len(texts.samples), unit="items"):
-            reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
-            expected = expect(reference, texts.samples, texts.source)
-        for i, record in enumerate(records):
-            if reasons[record.target] is None:
-                engines[i] = _measure(bundle, record, expected, progress)
+    with progress.stage("reference", len(texts.samples), unit="items"):
+        reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
+        expected = expect(reference, texts.samples, texts.source)
     return ParityReport(
         bei_version=bei.__version__,
         model=manifest.name,
         revision=manifest.source.revision,
         task=manifest.head.task,
-        engines=tuple(engines),
+        engines=tuple(_engine(bundle, checkpoint, record, expected, progress) for record in records),
     )
 
 
@@ -118,12 +114,25 @@ def require_source(folder: Path, manifest: Manifest, progress: Progress = QUIET)
             )
 
 
-def _measure(bundle: Bundle, record: EngineRecord, expected: Expected, progress: Progress) -> EngineReport:
+def _engine(
+    bundle: Bundle, checkpoint: Path, record: EngineRecord, expected: Expected, progress: Progress
+) -> EngineReport:
+    """The engine's report; where it did not pass, with the rung below, which says why or how far it is proven."""
     with progress.stage(record.target, len(expected.samples), unit="items"):
-        try:
-            with bundle_engine(bundle, record) as engine:
-                return check_engine(engine, expected)
-        except EngineError as error:  # it should run here, but cannot be loaded
-            return msgspec.structs.replace(
-                not_run(record.target, record.precision, str(error)), verdict="failed"
-            )
+        report = _measure(bundle, record, expected)
+        if report.verdict == "passed":
+            return report
+        encoder = load_encoder(checkpoint, record.precision)
+        rows = tokenize(bundle.manifest, open_tokenizer(bundle), expected.samples)
+        return with_rung(report, record, encoder, rows, expected)
+
+
+def _measure(bundle: Bundle, record: EngineRecord, expected: Expected) -> EngineReport:
+    reason = registry.available(record)
+    if reason is not None:
+        return not_run(record.target, record.precision, f"built, not executed: {reason}")
+    try:
+        with bundle_engine(bundle, record) as engine:
+            return check_engine(engine, expected)
+    except EngineError as error:  # it should run here, but cannot be loaded
+        return msgspec.structs.replace(not_run(record.target, record.precision, str(error)), verdict="failed")

@@ -1,33 +1,38 @@
-"""An engine of a bundle as the thing under test."""
+"""An engine of a bundle as the thing under test: the runtime's own model, driven through its public calls."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bei.compiler.parity.reference import BATCH_TOKENS, batches
 from bei.compiler.parity.texts import Sample
-from bei.errors import ParityError
+from bei.errors import EngineError
 from bei.manifest import EngineRecord, HeadSpec, Limits, Manifest
+from bei.runtime.batching import plan
 from bei.runtime.bundle import Bundle
-from bei.runtime.executor import Executor, Row
-from bei.runtime.executors import registry
-from bei.runtime.tokenizer import Input, Tokenizer, open_tokenizer
+from bei.runtime.executor import Row
+from bei.runtime.model import Model, load
+from bei.runtime.prompts import resolve_prompt
+from bei.runtime.tokenizer import Pair, Tokenizer
 
 F32 = npt.NDArray[np.float32]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundleEngine:
-    """Implements `bei.compiler.parity.run.Subject` with the runtime's own tokenizer and executor."""
+    """Implements `bei.compiler.parity.run.Subject`."""
 
-    manifest: Manifest
-    record: EngineRecord
-    tokenizer: Tokenizer
-    executor: Executor
+    model: Model
+
+    @property
+    def record(self) -> EngineRecord:
+        """The engine's entry in the manifest."""
+        return self.model.choice.record
 
     @property
     def target(self) -> str:
@@ -39,67 +44,85 @@ class BundleEngine:
 
     @property
     def head(self) -> HeadSpec:
-        return self.manifest.head
+        return self.model.manifest.head
 
     @property
     def limits(self) -> Limits:
-        return self.manifest.limits
+        return self.model.manifest.limits
 
     @property
     def device(self) -> str:
-        name = str(self.executor.describe().get("device", self.record.device))
+        name = str(self.model.executor.describe().get("device", self.record.device))
         return f"{name}, {platform.machine()}" if name == "cpu" else name
 
     @property
     def versions(self) -> Mapping[str, str]:
         """The build's tools, in the versions that run now where the executor knows them."""
-        running = self.executor.describe()
+        running = self.model.executor.describe()
         return {tool: str(running.get(tool, built)) for tool, built in self.record.tool_versions.items()}
 
     def rows(self, samples: Sequence[Sample]) -> list[Row]:
-        rows: dict[int, Row] = {}
-        for prompt in sorted({sample.prompt for sample in samples}, key=str):
-            chosen = [i for i, sample in enumerate(samples) if sample.prompt == prompt]
-            inputs: list[Input] = [_input(samples[i]) for i in chosen]
-            made = self.tokenizer.encode(
-                inputs, max_length=self.limits.max_length, prompt=self._prompt(prompt)
-            )
-            rows.update(zip(chosen, made, strict=True))
-        return [rows[i] for i in range(len(samples))]
+        return tokenize(self.model.manifest, self.model.tokenizer, samples)
 
     def run(self, rows: list[Row]) -> Sequence[F32]:
-        return list(self.executor.run(rows))
+        return list(self.model.executor.run(rows))
 
     def outputs(self, samples: Sequence[Sample]) -> Sequence[F32]:
+        try:
+            return _by_prompt(samples, self._public)
+        except (
+            EngineError
+        ):  # NaN and Inf are refused there, but counted here; any other failure comes back below
+            return self._unchecked(samples)
+
+    def _public(self, samples: Sequence[Sample], prompt: str | None) -> Sequence[F32]:
+        match self.head.task:
+            case "embed":
+                return list(self.model.encode([sample.text for sample in samples], prompt_name=prompt))
+            case "token-classify":
+                found = self.model.predict_tokens([sample.text for sample in samples], raw=True)
+                return [tokens.scores for tokens in found]
+            case "classify" | "rerank":
+                return list(self.model.predict([_text_or_pair(sample) for sample in samples], raw=True))
+
+    def _unchecked(self, samples: Sequence[Sample]) -> list[F32]:
         rows = self.rows(samples)
         results: dict[int, F32] = {}
-        budget = min(BATCH_TOKENS, self.limits.max_batch_tokens)
-        for batch in batches([row.ids.size for row in rows], budget):
-            for start in range(0, len(batch), self.limits.max_batch):
-                part = batch[start : start + self.limits.max_batch]
-                results.update(zip(part, self.run([rows[i] for i in part]), strict=True))
+        for batch in plan([row.ids.size for row in rows], self.model.budget):
+            results.update(zip(batch, self.run([rows[i] for i in batch]), strict=True))
         return [results[i] for i in range(len(rows))]
-
-    def _prompt(self, name: str | None) -> str | None:
-        name = name or self.manifest.default_prompt
-        if name is None:
-            return None
-        if name not in self.manifest.prompts:
-            raise ParityError(f"{self.manifest.name}: the bundle has no prompt named {name!r}.")
-        return self.manifest.prompts[name]
 
 
 @contextmanager
 def bundle_engine(bundle: Bundle, record: EngineRecord) -> Iterator[BundleEngine]:
     """Load one engine, certified or not; it is closed afterwards. Raises EngineError or BundleError."""
-    executor = registry.create(bundle.path, record, bundle.manifest)
-    try:
-        yield BundleEngine(
-            manifest=bundle.manifest, record=record, tokenizer=open_tokenizer(bundle), executor=executor
+    with load(bundle.path, target=record.target, allow_unverified=True) as model:
+        yield BundleEngine(model=model)
+
+
+def tokenize(manifest: Manifest, tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Row]:
+    """Rows as the runtime makes them, prompts in front."""
+
+    def rows(chosen: Sequence[Sample], prompt: str | None) -> list[Row]:
+        return tokenizer.encode(
+            [_text_or_pair(sample) for sample in chosen],
+            max_length=manifest.limits.max_length,
+            prompt=resolve_prompt(manifest, prompt_name=prompt),
         )
-    finally:
-        executor.close()
+
+    return _by_prompt(samples, rows)
 
 
-def _input(sample: Sample) -> Input:
+def _by_prompt(
+    samples: Sequence[Sample], run: Callable[[Sequence[Sample], str | None], Sequence[Result]]
+) -> list[Result]:
+    """Results in the order of ``samples``, one call for each prompt among them."""
+    results: dict[int, Result] = {}
+    for prompt in sorted({sample.prompt for sample in samples}, key=str):
+        chosen = [i for i, sample in enumerate(samples) if sample.prompt == prompt]
+        results.update(zip(chosen, run([samples[i] for i in chosen], prompt), strict=True))
+    return [results[i] for i in range(len(samples))]
+
+
+def _text_or_pair(sample: Sample) -> str | Pair:
     return sample.text if sample.pair is None else (sample.text, sample.pair)

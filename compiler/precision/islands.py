@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 import torch
@@ -33,7 +34,8 @@ class Trial:
         """The smallest cosine over all rows (tokens, for per-token heads); NaN counts as −1."""
         storage = Storage(body=torch.float16, stream=self.stream, islands=policy.islands)
         worst = 1.0
-        for (ids, mask, types), expected in zip(self.batches, self.reference, strict=True):
+        for batch, expected in zip(self.batches, self.reference, strict=True):
+            ids, mask, types = (torch.from_numpy(array) for array in batch)
             out = run_torch(
                 self.cfg, self.head, self.weights, ids, mask, types=types, storage=storage, policy=policy
             )
@@ -52,7 +54,8 @@ def trial(
     """A `Trial` with its fp32 reference computed. Heads run in fp32, and a cosine of logits says little: for every task
     but embed the pooled (or per-token) vector before the head's steps is compared."""
     head = head if head.task == "embed" else replace(head, steps=())
-    reference = tuple(run_torch(cfg, head, weights, i, m, types=t) for i, m, t in batches)
+    tensors = [tuple(torch.from_numpy(array) for array in batch) for batch in batches]
+    reference = tuple(run_torch(cfg, head, weights, ids, mask, types=types) for ids, mask, types in tensors)
     return Trial(cfg=cfg, head=head, weights=weights, batches=batches, reference=reference, stream=stream)
 
 
@@ -64,9 +67,7 @@ def add_islands(trial: Trial, policy: Policy, *, threshold: float = COSINE) -> P
         return policy
     kinds: tuple[Wide, ...] = ("bf16", "fp32")
     for kind in kinds:
-        chosen = smallest(
-            units(trial.cfg), lambda subset, kind=kind: _passes(trial, policy, subset, kind, threshold)
-        )
+        chosen = smallest(units(trial.cfg), partial(_passes, trial, policy, kind, threshold))
         if chosen is not None:
             return _with(policy, chosen, kind, f"plain FP16 reaches cosine {plain:.6f}, need {threshold}")
     return _with(policy, units(trial.cfg), "fp32", f"no mixture reaches cosine {threshold}")
@@ -95,7 +96,7 @@ def smallest(items: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> l
         size = max(1, size // 2)
 
 
-def _passes(trial: Trial, policy: Policy, subset: Sequence[str], kind: Wide, threshold: float) -> bool:
+def _passes(trial: Trial, policy: Policy, kind: Wide, threshold: float, subset: Sequence[str]) -> bool:
     return trial.cosine(_with(policy, subset, kind, "")) >= threshold
 
 

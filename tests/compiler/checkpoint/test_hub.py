@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from tests.compiler.checkpoint import tiny
+from tests.compiler.checkpoint.counting import Counting
 from tests.compiler.checkpoint.hub_server import HubServer, Repo, commit
 
 from bei import __version__
 from bei.compiler.checkpoint.hub import fetch
-from bei.compiler.progress import Stage, Unit
 from bei.errors import CheckpointError
 
 NAME = "acme/tiny"
@@ -256,23 +256,6 @@ def test_a_disk_that_refuses(
     monkeypatch.setattr("huggingface_hub.file_download.http_get", refuse)
     with pytest.raises(CheckpointError, match=message):
         fetch(NAME)
-
-
-class Counting:
-    """A Progress that adds up what its stages are told."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, list[int | None]] = {}
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None, *, unit: Unit = "bytes") -> Iterator[Stage]:
-        counts = self.stages[name] = [total, 0]
-
-        class Counter:
-            def advance(self, amount: int) -> None:
-                counts[1] = (counts[1] or 0) + amount
-
-        yield Counter()
 
 
 def test_progress_counts_every_byte_once(hub: HubServer) -> None:

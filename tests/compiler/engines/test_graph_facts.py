@@ -7,7 +7,7 @@ import pytest
 
 from bei.compiler.engines.graph_facts import decomposable, read_graph
 from bei.errors import EngineError
-from tests.compiler.engines.small import BERT, graph
+from tests.compiler.engines.small import BERT, WINDOWED, graph
 
 
 def test_facts_of_a_packed_encoder(tmp_path: Path) -> None:
@@ -21,9 +21,14 @@ def test_facts_of_a_packed_encoder(tmp_path: Path) -> None:
         "attention_mask": ("batch", "sequence"),
     }
     assert facts.external == {name: weight.nbytes for name, weight in emitted.weights.items()}
-    assert len(facts.attentions) == len(set(facts.attentions)) == 2
+    assert list(facts.attentions.values()) == ["layers.0.attention", "layers.1.attention"]
     layers = (f"layers.{i}.{n}" for i in range(2) for n in ("q", "k", "v", "o", "up", "down"))
     assert sorted(facts.products.values()) == sorted(layers)
+
+
+def test_places_are_found_through_rotary_positions_and_norms(tmp_path: Path) -> None:
+    facts = read_graph(graph(WINDOWED, tmp_path, "padded").serialize())
+    assert list(facts.attentions.values()) == ["layers.0.attention", "layers.1.attention"]
 
 
 def test_decomposable_marks_attention_and_nothing_else(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.adapters.tiny import Loaded, batch, load, run_onnx, save
 from bei.adapters.head import Head
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.lowering.torch_ops import Storage, run_torch
-from bei.compiler.precision.audit import audit
+from bei.compiler.precision.audit import Batch, audit
 from bei.compiler.precision.islands import add_islands, smallest, trial
 from bei.compiler.precision.plan import BUDGET, plan_scales
 from bei.compiler.precision.policy import FP16_MAX, PLAIN, Policy, scalable, units
@@ -43,6 +43,10 @@ def loaded(name: str) -> Loaded:
 
 def inputs(model: Loaded) -> tuple[torch.Tensor, torch.Tensor]:
     return batch((1, 7, 12), model.cfg.vocab)
+
+
+def numbers(ids: torch.Tensor, mask: torch.Tensor) -> Batch:
+    return ids.numpy(), mask.numpy(), np.zeros_like(ids.numpy())
 
 
 def cosine(a: object, b: object) -> float:
@@ -150,7 +154,7 @@ def test_planted_outliers_are_folded_away(
     assert torch_cosine(PLAIN) < 0.99
     if what not in KEPT_WIDE_BY_ORT:
         assert graph_cosine(PLAIN) < 0.99
-    batches = [(ids, mask, torch.zeros_like(ids))]
+    batches = [numbers(ids, mask)]
     policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches), fp16_stream=stream)
     assert policy.reasons
     assert torch_cosine(policy) >= 0.9999
@@ -160,7 +164,7 @@ def test_planted_outliers_are_folded_away(
 def test_after_folding_every_site_is_within_its_budget() -> None:
     model = replace(loaded("gemma3"), weights=times(loaded("gemma3").weights, large_stream(4e5)))
     ids, mask = inputs(model)
-    batches = [(ids, mask, torch.zeros_like(ids))]
+    batches = [numbers(ids, mask)]
     policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches), fp16_stream=True)
     before = audit(model.cfg, MEAN, model.weights, batches)
     after = audit(model.cfg, MEAN, model.weights, batches, policy)
@@ -172,9 +176,8 @@ def test_ranges_do_not_depend_on_the_padding() -> None:
     model = loaded("bert")
     ids, mask = inputs(model)
     wider = torch.nn.functional.pad(ids, (0, 5), value=7), torch.nn.functional.pad(mask, (0, 5))
-    zero = [torch.zeros_like(x) for x in (ids, wider[0])]
-    a = audit(model.cfg, MEAN, model.weights, [(ids, mask, zero[0])])
-    b = audit(model.cfg, MEAN, model.weights, [(*wider, zero[1])])
+    a = audit(model.cfg, MEAN, model.weights, [numbers(ids, mask)])
+    b = audit(model.cfg, MEAN, model.weights, [numbers(*wider)])
     assert a.keys() == b.keys()
     assert a == pytest.approx(b, rel=1e-5)
 
@@ -190,7 +193,7 @@ def test_an_overflow_that_cannot_be_folded_becomes_the_smallest_island() -> None
 
     model = replace(model, weights=times(model.weights, factor))
     ids, mask = inputs(model)
-    batches = [(ids, mask, torch.zeros_like(ids))]
+    batches = [numbers(ids, mask)]
     case = trial(model.cfg, MEAN, model.weights, batches)
     policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches))
     assert case.cosine(policy) < 0.99
@@ -203,7 +206,7 @@ def test_an_overflow_that_cannot_be_folded_becomes_the_smallest_island() -> None
 def test_no_island_where_none_is_needed() -> None:
     model = loaded("llama")
     ids, mask = inputs(model)
-    case = trial(model.cfg, MEAN, model.weights, [(ids, mask, torch.zeros_like(ids))])
+    case = trial(model.cfg, MEAN, model.weights, [numbers(ids, mask)])
     assert add_islands(case, PLAIN) == PLAIN
     assert units(model.cfg)[:2] == ["layers.0.attention", "layers.0.mlp"]
 
