@@ -48,7 +48,8 @@ def weights(cfg: EncoderConfig) -> Rows:
 
 def labels(hf: HfConfig) -> int:
     """The number of classes: id2label's length, as transformers counts it; 2 where neither key is there."""
-    return len(hf["id2label"]) if "id2label" in hf else hf.size("num_labels", 2)
+    stored = hf.get("id2label")
+    return hf.size("num_labels", 2) if stored is None else len(stored)
 
 
 def sequence_head(hf: HfConfig) -> TaskHead:

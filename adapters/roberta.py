@@ -7,10 +7,15 @@ from bei.adapters.bert import BERT, labels
 from bei.adapters.bert import config as bert_config
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Dense
+from bei.errors import UnsupportedConfig
 
 
 def config(hf: HfConfig) -> EncoderConfig:
     pad = hf.get("pad_token_id", 1)
+    if not isinstance(pad, int) or isinstance(pad, bool) or pad < 0:
+        raise UnsupportedConfig(
+            f"{hf.name}: pad_token_id={pad!r}, but positions are counted from it: need an index"
+        )
     return replace(bert_config(hf), position_pad=pad)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +17,9 @@ from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from bei.compiler.encoder import output_width
 from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
 from bei.compiler.lowering.signature import signature
+from bei.compiler.precision.calibration import calibration_batches
+from bei.compiler.precision.decide import decide
+from bei.compiler.precision.policy import PLAIN, Mode, Policy
 from bei.compiler.progress import QUIET, Progress
 from bei.compiler.target import Target, parse_target
 from bei.compiler.weights import check_shapes
@@ -38,7 +41,10 @@ SOURCE_FOLDER = "source"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """``targets`` empty: those this machine can build. ``max_length`` None: what the checkpoint serves."""
+    """``targets`` empty: those this machine can build. ``max_length`` None: what the checkpoint serves.
+
+    ``precision`` of FP16 engines, or a hand-written ``policy`` file; ``calibration`` a file of texts for the audit.
+    """
 
     repo: str
     revision: str | None = None
@@ -48,6 +54,9 @@ class BuildOptions:
     max_batch_tokens: int = 16384
     max_batch: int = 256
     layout: Literal["padded", "packed"] = "padded"
+    precision: Mode = "auto"
+    policy: Path | None = None
+    calibration: Path | None = None
     offline: bool = False
     token: str | None = None
 
@@ -105,8 +114,9 @@ def compile_bundle(
     out = options.out or Path(f"{model.checkpoint.name}.bundle")
     with writing(out) as writer:
         _write_sources(model, writer, progress)
-        engines = _build_engines(model, options, targets, writer, progress)
-        manifest = _manifest(model, options, engines, writer)
+        precision = _precision(model, options, targets, progress, search=certify is not None)
+        engines = _build_engines(model, options, targets, precision, writer, progress)
+        manifest = _manifest(model, options, engines, precision, writer)
         writer.finish(manifest)
         if certify is not None:
             manifest = certify(writer.folder, model.checkpoint.folder)
@@ -129,6 +139,7 @@ def _build_engines(
     model: Model,
     options: BuildOptions,
     targets: Sequence[Target],
+    precision: Policy | None,
     writer: BundleWriter,
     progress: Progress,
 ) -> tuple[EngineRecord, ...]:
@@ -137,6 +148,7 @@ def _build_engines(
         head=model.loaded.head,
         weights=model.loaded.weights,
         limits=_limits(model, options),
+        precision=precision or PLAIN,
         layout=options.layout,
     )
     records = []
@@ -145,6 +157,29 @@ def _build_engines(
             records.append(build_engine(target, request, writer))
             stage.advance(1)
     return tuple(records)
+
+
+def _precision(
+    model: Model, options: BuildOptions, targets: Sequence[Target], progress: Progress, *, search: bool
+) -> Policy | None:
+    """The policy of FP16 engines; None where none is asked for. Islands are searched for when parity runs as well
+    (both need torch)."""
+    if all(target.device == "cpu" for target in targets):
+        return None
+    loaded, tokenizer = model.loaded, model.tokenizer
+    with progress.stage("precision", None, unit="items"):
+        batches = calibration_batches(
+            tokenizer.json, loaded.head.task, tokenizer.max_length, tokenizer.spec.pad_id, options.calibration
+        )
+        return decide(
+            loaded.cfg,
+            loaded.head,
+            loaded.weights,
+            batches,
+            mode=options.precision,
+            file=options.policy,
+            search=search,
+        )
 
 
 def _limits(model: Model, options: BuildOptions) -> Limits:
@@ -164,7 +199,11 @@ def _limits(model: Model, options: BuildOptions) -> Limits:
 
 
 def _manifest(
-    model: Model, options: BuildOptions, engines: tuple[EngineRecord, ...], writer: BundleWriter
+    model: Model,
+    options: BuildOptions,
+    engines: tuple[EngineRecord, ...],
+    precision: Policy | None,
+    writer: BundleWriter,
 ) -> Manifest:
     checkpoint, loaded = model.checkpoint, model.loaded
     return Manifest(
@@ -181,7 +220,7 @@ def _manifest(
         prompts=loaded.head_files.prompts,
         default_prompt=loaded.head_files.default_prompt,
         limits=_limits(model, options),
-        precision=_precision(engines),
+        precision={} if precision is None else msgspec.to_builtins(precision),
         engines=engines,
         fallback=tuple(sorted((e.target for e in engines), key=_preference)),
         parity=ParityRecord(file=None, verdicts={engine.target: "not run" for engine in engines}),
@@ -202,12 +241,6 @@ def _head_spec(loaded: LoadedModel) -> HeadSpec:
         labels=head.labels,
         problem_type=head.problem_type,
     )
-
-
-def _precision(engines: Sequence[EngineRecord]) -> dict[str, Any]:
-    """What is kept in fp32 in every FP16 engine (docs/decisions: FP16 policy)."""
-    kept = ["norm statistics", "softmax", "residual stream", "GEMM and attention accumulation", "pooling", "head"]
-    return {engine.target: {"storage": engine.precision, "fp32": kept} for engine in engines}
 
 
 def _preference(target: str) -> int:

@@ -28,17 +28,34 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """The flags; each one is a promise (tests/test_cli_options.py lists them)."""
-    p = argparse.ArgumentParser(prog="bei-compile", description="Compile an encoder checkpoint into a bundle.")
+    p = argparse.ArgumentParser(
+        prog="bei-compile", description="Compile an encoder checkpoint into a bundle."
+    )
     p.add_argument("--repo", metavar="REPO|DIR", help="a Hub repository or a local folder")
     p.add_argument("--revision", help="branch, tag, commit or refs/pr/N of a Hub repository")
-    p.add_argument("--config", type=Path, metavar="FILE", help="a Baseten Truss config.yaml instead of --repo")
-    p.add_argument("--target", action="append", default=[], help="repeatable; default: all this machine can build")
+    p.add_argument(
+        "--config", type=Path, metavar="FILE", help="a Baseten Truss config.yaml instead of --repo"
+    )
+    p.add_argument(
+        "--target", action="append", default=[], help="repeatable; default: all this machine can build"
+    )
     p.add_argument("--layout", choices=("padded", "packed"), default="padded", help="of GPU engines")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: <name>.bundle")
-    p.add_argument("--max-length", type=_positive, help="tokens of one text (default: what the checkpoint serves)")
+    p.add_argument(
+        "--max-length", type=_positive, help="tokens of one text (default: what the checkpoint serves)"
+    )
     p.add_argument("--max-batch-tokens", type=_positive, help="tokens of one engine call (default 16384)")
     p.add_argument("--max-batch", type=_positive, help="texts of one engine call (default 256)")
-    p.add_argument("--no-parity", action="store_true", help="do not compare with Hugging Face (marks it unverified)")
+    p.add_argument(
+        "--precision", choices=("auto", "fp16", "bf16", "fp32"), default="auto", help="of GPU engines"
+    )
+    p.add_argument("--policy", type=Path, metavar="FILE", help="a hand-written precision policy (JSON)")
+    p.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="texts for the range audit (default: built in)"
+    )
+    p.add_argument(
+        "--no-parity", action="store_true", help="do not compare with Hugging Face (marks it unverified)"
+    )
     p.add_argument("--offline", action="store_true", help="use the Hub cache only")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return p
@@ -55,7 +72,9 @@ def report_errors(program: str, run: Callable[[], int]) -> int:
     try:
         return run()
     except BeiError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{program}:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]{program}:[/] {escape(str(error))}", highlight=False
+        )
         return error.exit_code
     except KeyboardInterrupt:
         Console(stderr=True).print(f"[bold red]{program}:[/] interrupted; nothing was left behind")
@@ -87,6 +106,9 @@ def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
         targets=tuple(args.target),
         max_length=args.max_length,
         layout=args.layout,
+        precision=args.precision,
+        policy=args.policy,
+        calibration=args.calibration,
         offline=args.offline,
     )
     tokens = args.max_batch_tokens or (truss.max_batch_tokens if truss else None)

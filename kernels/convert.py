@@ -3,7 +3,7 @@
 Shapes: n values. Why: weights cross the bus once as they are stored, and the GPU converts them at memory speed; the
 CPU would take a second per GB.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# mypy: disable-error-code="no-untyped-def,import-untyped,no-untyped-call,untyped-decorator,misc"
 
 from typing import TYPE_CHECKING, Any
 

@@ -89,9 +89,11 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket on the address, not yet listening; found out before the bundle is loaded. Raises BeiError."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            undo.pop_all()
     except (OSError, OverflowError) as error:
         raise BeiError(
             f"{host}:{port}: cannot listen there ({error}). Choose another --host or --port."

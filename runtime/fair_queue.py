@@ -1,6 +1,6 @@
 """Rows waiting for an engine, of all requests together: who goes next, and with whom.
 
-Requests share the engine by tokens (start-time fair queueing, https://doi.org/10.1109/90.649569): each row has a start
+Requests share the engine by tokens (start-time fair queueing; Goyal, Vin and Cheng): each row has a start
 tag in virtual time, which advances by the tokens served divided by the requests waiting. A request's rows follow one another by their lengths, so a single query
 that comes after a bulk request of thousands goes with the next batch or two, and none waits for ever.
 

@@ -10,6 +10,7 @@ from bei.compiler.engines import onnxruntime, tensorrt
 from bei.compiler.engines.tensorrt import TensorRtOptions
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import TENSORRT
+from bei.compiler.precision.policy import Policy
 from bei.compiler.target import Target, parse_target
 from bei.compiler.weights import Weights
 from bei.errors import EngineError
@@ -20,12 +21,13 @@ RTX_DEFAULT = "tensorrt-rtx-sm80+sm86+sm89+sm120"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
-    """What every backend builds from."""
+    """What every backend builds from; ``precision`` is the policy of FP16 engines."""
 
     cfg: EncoderConfig
     head: Head
     weights: Weights
     limits: Limits
+    precision: Policy
     layout: Literal["padded", "packed"]
 
 
@@ -57,7 +59,13 @@ def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -
 
 def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:
     """A plan under ``engines/<target>/``; FP16 with FP32 accumulation and residual stream."""
-    graph = emit(request.cfg, request.head, request.weights, replace(TENSORRT, layout=request.layout))
+    graph = emit(
+        request.cfg,
+        request.head,
+        request.weights,
+        replace(TENSORRT, layout=request.layout),
+        request.precision,
+    )
     options = TensorRtOptions(
         target=target,
         layout=request.layout,
@@ -76,7 +84,7 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         backend=target.backend,
         device="cuda",
         layout=request.layout,
-        precision="fp16",
+        precision="fp16" if not request.precision.islands else "mixed",
         path=name,
         inputs=graph.inputs,
         status="built, not executed",

@@ -213,9 +213,7 @@ def _timing_cache(row: Backend, config: Any, options: TensorRtOptions) -> Any | 
     if not row.timing_cache or options.timing_cache is None:
         return None
     stored = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
-    cache = config.create_timing_cache(
-        stored
-    )  # of another version or GPU: the library warns and starts afresh
+    cache = config.create_timing_cache(stored)  # from another version or GPU: starts afresh, with a warning
     return cache if config.set_timing_cache(cache, False) else None
 
 

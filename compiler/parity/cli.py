@@ -63,12 +63,11 @@ def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         checkpoint = _checkpoint(args.checkpoint, bundle, stack, progress)
         report = check_bundle(bundle, checkpoint, texts, targets=args.target, progress=progress)
-    if report.verdict == "not run":
-        reasons = "".join(f"\n  {engine.target}: {engine.reason}" for engine in report.engines)
-        raise ParityError(f"{bundle.path}: none of the engines runs on this machine.{reasons}")
     certify(bundle.path, report)
     _write_copies(report, args.json, args.html)
     show(report, Console())
+    if report.verdict == "not run":
+        raise ParityError(f"{bundle.path}: none of the engines asked for runs on this machine.")
     return 1 if report.verdict == "failed" else 0
 
 
@@ -104,6 +103,10 @@ def show(report: ParityReport, console: Console) -> None:
         if engine.measures:
             console.print(_table(engine.measures))
         _show_worst(engine, console)
+        for rung in engine.rungs:
+            console.print(f"[{COLOURS[rung.verdict]}]{rung.verdict}[/]  {escape(rung.name)}", highlight=False)
+        if engine.drift is not None and engine.drift.first is not None:
+            console.print(f"the first layer to drift is {escape(engine.drift.first)}", highlight=False)
 
 
 def circumstances(report: ParityReport, engine: EngineReport) -> str:
@@ -131,7 +134,8 @@ def _show_worst(engine: EngineReport, console: Console) -> None:
     if not engine.worst:
         return
     row = engine.worst[0]
-    said = f"worst text: {row.text[:60]!r} ({row.kind}, {row.tokens} tokens): {engine.distance} {number(row.distance)}"
+    far = "NaN or Inf" if row.distance is None else f"{engine.distance} {number(row.distance)}"
+    said = f"worst text: {row.text[:60]!r} ({row.kind}, {row.tokens} tokens): {far}"
     console.print(escape(said), style="dim", highlight=False, soft_wrap=True)
 
 

@@ -67,7 +67,8 @@ def _engine(engine: EngineReport) -> str:
     if engine.reason is not None:
         parts.append(f"<p>{escape(engine.reason)}</p>")
     if engine.measures:
-        parts += [_cards(engine.measures), _charts(engine), _measures(engine.measures), _worst(engine)]
+        parts.append(_cards(engine.measures))
+    parts += [_charts(engine), _measures(engine.measures), _worst(engine)]
     parts += [_rungs(engine.rungs), _circumstances(engine), "</section>"]
     return "".join(parts)
 
@@ -95,9 +96,10 @@ def _charts(engine: EngineReport) -> str:
         figures.append(_figure("Error by length", length_chart(engine.points, distance, limit), said))
     if engine.drift is not None:
         first = engine.drift.first
-        said = "No layer drifts." if first is None else f"The first layer to drift is {first}."
+        said = "In torch, with the engine's storage: "
+        said += "no layer drifts." if first is None else f"the first layer to drift is {first}."
         figures.append(_figure("Drift by layer", drift_chart(engine.drift), said))
-    return f'<div class="charts">{"".join(figures)}</div>'
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
 def _limit(engine: EngineReport) -> float | None:

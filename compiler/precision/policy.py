@@ -26,7 +26,8 @@ _MLP = frozenset({"gate", "up", "down", "hidden", "moe", "ffn_norm", "ffn_out_no
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``scales``: site → power of two that its stored value carries (1 where absent); ``stream`` the residual
     stream's. ``islands``: unit → the wider type it is computed in. ``ranges``: largest magnitude per site over the
-    calibration texts, unscaled. ``reasons``: what each decision is for, by site or unit."""
+    calibration texts, unscaled. ``reasons``: what each decision is for, by site or unit. ``storage_cosine``: what FP16
+    storage under this policy reaches against fp32 on those texts, in torch; None where it was not tried."""
 
     mode: Mode = "fp16"
     stream: float = 1.0
@@ -34,6 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     islands: dict[str, Wide] = {}
     ranges: dict[str, float] = {}
     reasons: dict[str, str] = {}
+    storage_cosine: float | None = None
 
     def scale(self, site: str) -> float:
         """What the site's stored value is multiplied by."""

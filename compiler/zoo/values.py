@@ -87,7 +87,7 @@ def _distribution(spec: TensorSpec, norm_centre: float, layers: int) -> _Distrib
         return _Distribution(mean=0.0, deviation=1.0)
     unit = 1 / math.sqrt(spec.shape[-1])
     if _is(spec.name, _OUTPUTS):
-        return _Distribution(mean=0.0, deviation=1.5 * math.sqrt(depth) * unit, balanced=True)
+        return _Distribution(mean=0.0, deviation=1.5 * depth * unit, balanced=True)
     return _Distribution(mean=0.0, deviation=(2.5 if _is(spec.name, _SHARP) else 1.5) * unit)
 
 

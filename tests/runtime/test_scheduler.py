@@ -116,7 +116,7 @@ def test_a_query_is_not_stuck_behind_bulk_work() -> None:
     fake = Fake(open_gate=False)
 
     async def test(scheduler: Scheduler) -> None:
-        bulk = asyncio.create_task(scheduler.run([row(1, 10) for _ in range(2000)]))
+        bulk = asyncio.create_task(scheduler.run([row(1, 10)] * 2000))
         await fake.wait_entered()
         query = asyncio.create_task(values(scheduler, row(2, 3)))
         await queued(scheduler, 3)
@@ -135,7 +135,7 @@ def test_a_cancelled_request_never_reaches_the_engine() -> None:
 
     async def test(scheduler: Scheduler) -> None:
         first = await blocked(scheduler, fake)
-        gone = asyncio.create_task(values(scheduler, *[row(7) for _ in range(100)]))
+        gone = asyncio.create_task(values(scheduler, *[row(7)] * 100))
         await queued(scheduler, 400)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):

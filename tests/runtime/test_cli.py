@@ -1,0 +1,135 @@
+"""bei-serve and bei-inspect as processes: what they print, and what they exit with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.runtime.tiny import engine, write_bundle
+
+import bei
+from bei.manifest import ParityRecord
+from bei.runtime import cli, inspect_cli
+
+ENV = {**os.environ, "PYTHONPATH": str(Path(bei.__file__).parents[1]), "COLUMNS": "100"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "b"
+    records = (
+        engine("tensorrt-rtx-sm89", device="cuda", status="built, not executed", evidence={"fused": 6}),
+        engine(),
+    )
+    parity = ParityRecord(file=None, verdicts={"onnxruntime-cpu": "passed", "tensorrt-rtx-sm89": "passed"})
+    return write_bundle(path, engines=records, fallback=tuple(r.target for r in records), parity=parity)
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A running bei-serve and its URL, read from the one line it prints."""
+    command = [sys.executable, "-m", "bei.runtime.cli", *arguments, "--port", "0"]
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("bei-serve: "), process.communicate()
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_cleanly(folder: Path, sent: signal.Signals) -> None:
+    with server(str(folder), "--served-model-name", "mine", "--threads", "1") as (process, url):
+        answer = httpx.post(f"{url}/v1/embeddings", json={"input": "hello"})
+        assert answer.json()["model"] == "mine"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_a_bundle_that_cannot_be_used_is_one_message(tmp_path: Path, folder: Path) -> None:
+    for arguments, message in (
+        ([str(tmp_path)], "no manifest.json"),
+        ([str(folder), "--target", "other"], "no engine for target 'other'"),
+        ([str(folder), "--target", "tensorrt-rtx-sm89"], "onnxruntime on cuda is not supported"),
+    ):
+        command = [sys.executable, "-m", "bei.runtime.cli", *arguments, "--port", "0"]
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with server(str(folder)) as (_, url):
+        port = url.rsplit(":", 1)[1]
+        assert cli.main([str(folder), "--port", port]) == 2
+    assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_is_none(folder: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(folder), f"--port={port}"]) == 2
+    assert "cannot listen there" in capsys.readouterr().err
+
+
+def test_the_options_of_the_commands() -> None:
+    """A new option is a promise: it changes this list on purpose."""
+    serve = {option for action in cli.parser()._actions for option in action.option_strings}
+    assert serve == {
+        *("-h", "--help", "--host", "--port", "--target", "--threads", "--allow-unverified"),
+        *("--served-model-name", "--max-queue-tokens"),
+    }
+    inspect = {option for action in inspect_cli.parser()._actions for option in action.option_strings}
+    assert inspect == {"-h", "--help", "--json", "--verify", "--no-verify"}
+
+
+def test_inspect_prints_one_json_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect_cli.main([str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["name"], facts["uses"], facts["verified"]) == ("tiny", "onnxruntime-cpu", True)
+    gpu, cpu = facts["engines"]
+    assert (gpu["used"], gpu["reason"]) == (False, "onnxruntime on cuda is not supported")
+    assert (cpu["used"], cpu["parity"]) == (True, "passed")
+    assert gpu["evidence"] == {"fused": 6}
+
+
+def test_inspect_prints_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect_cli.main([str(folder), "--no-verify"]) == 0
+    out = capsys.readouterr().out
+    for shown in (
+        "example/tiny",
+        "mean pooling, 8 dimensions, unit length",
+        "16 tokens a text",
+        "hashes not",
+    ):
+        assert shown in out
+    assert "used here: first of the fallback chain" in out
+    assert "built, not executed, parity passed" in out
+    assert "fused 6" in out
+
+
+def test_inspect_refuses_a_damaged_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_bundle(tmp_path / "b")
+    (folder / "parity.json").write_text("[]")
+    assert inspect_cli.main([str(folder)]) == 2
+    assert "parity.json has changed" in capsys.readouterr().err
+    assert inspect_cli.main([str(folder), "--no-verify"]) == 0
+
+
+def test_inspect_explains_that_nothing_can_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_bundle(tmp_path / "b", parity=ParityRecord(file=None, verdicts={}))
+    assert inspect_cli.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "no engine" in out
+    assert "parity verdict is 'not run'" in out
