@@ -1,10 +1,11 @@
 """NomicBERT v1, v1.5, v2-moe: post-norm, rotary positions.
 
 v1 and v1.5 have a gated MLP and no biases; v2 has biases and a plain MLP, every second one a mixture of experts.
-config.json spells its facts like GPT-2 (`n_embd`), like transformers 5, or both ways at once. Dynamic NTK
-(`rotary_scaling_factor`) is computed from each text's own length. Hugging Face takes the padded length of the batch,
-and the model's own code keeps the frequencies of the longest batch it has seen: there a vector depends on its
-neighbours and on what was embedded before. They agree for a text embedded alone by a fresh model.
+config.json spells its facts like GPT-2 (`n_embd`), like transformers 5, or both ways at once.
+
+Dynamic NTK (`rotary_scaling_factor`) is computed from each text's own length. Hugging Face, natively and in the model's
+own code, takes the padded length of the batch and keeps the frequencies of a longer batch seen before: there a vector
+depends on its neighbours and on what was embedded earlier. They agree for a text embedded alone by a fresh model.
 """
 
 from collections.abc import Mapping

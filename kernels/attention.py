@@ -129,7 +129,7 @@ def _attention(
     SCALE: tl.constexpr, CAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, REACH: tl.constexpr,
     ALIBI: tl.constexpr,
 ):  # fmt: skip
-    item, head = tl.program_id(0), tl.program_id(1)
+    head, item = tl.program_id(0), tl.program_id(1)  # a text's heads run together: they share memory pages
     start = tl.load(work + item * 4)
     length = tl.load(work + item * 4 + 1)
     first = tl.load(work + item * 4 + 2)
@@ -211,7 +211,7 @@ def plan(
             "REACH": -1 if bias is None else bias.width // 2 if bias_kind == "distance" else 0,
             "ALIBI": bias_kind == "alibi",
         },
-        grid=(Size(symbol="work"), Size(symbol="one", times=heads)),
+        grid=(Size(symbol="one", times=heads), Size(symbol="work")),
         warps=8 if wide else 4,
         stages=2 if wide else 3,
     )

