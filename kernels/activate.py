@@ -101,7 +101,7 @@ def plan(forms: Forms, *, sm: int, act: Act, rows: Symbol) -> KernelLaunch:
     x, up, out = forms["x"], forms["up"], forms["out"]
     assert x and out
     block = min(1024, power_of_two(x.width))
-    each = 2048 // block
+    each = 1024 // block
     return launch(
         forms,
         function=_activate,
@@ -116,6 +116,7 @@ def plan(forms: Forms, *, sm: int, act: Act, rows: Symbol) -> KernelLaunch:
             "ACT": act,
         },
         grid=(Size(symbol=rows, per=each), Size(symbol="one", times=x.width, per=block)),
+        warps=2,
     )
 
 

@@ -89,9 +89,9 @@ def _add_norm(
         tl.store(full + r * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
 
 
-def rows_a_program(block: int) -> int:
-    """Enough elements for 16-byte accesses of every thread, few enough for registers."""
-    return max(1, 2048 // block)
+def tile(block: int) -> tuple[int, int]:
+    """Rows and warps of a program: 16 to 32 elements a thread, a row within as few warps as that allows."""
+    return max(1, 1024 // block), min(8, max(1, block // 512))
 
 
 def plan(forms: Forms, *, sm: int, kind: Kind, eps: float, factor: float, rows: Symbol) -> KernelLaunch:
@@ -99,7 +99,7 @@ def plan(forms: Forms, *, sm: int, kind: Kind, eps: float, factor: float, rows: 
     x = forms["x"]
     assert x
     block = power_of_two(x.width)
-    each = rows_a_program(block)
+    each, warps = tile(block)
     return launch(
         forms,
         function=_add_norm,
@@ -114,7 +114,7 @@ def plan(forms: Forms, *, sm: int, kind: Kind, eps: float, factor: float, rows: 
             "FACTOR": factor,
         },
         grid=(Size(symbol=rows, per=each),),
-        warps=4 if block <= 4096 else 8,
+        warps=warps,
     )
 
 

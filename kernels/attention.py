@@ -169,8 +169,8 @@ def _attention(
 
 
 def query_block(head_dim: int) -> int:
-    """Queries a work item covers."""
-    return 128 if head_dim <= 128 else 64
+    """Queries a work item covers: 64 leave room for several programs a multiprocessor, which hides short texts' latency."""
+    return 128 if 64 < head_dim <= 128 else 64
 
 
 def plan(
@@ -203,7 +203,7 @@ def plan(
             "GROUP": heads // kv_heads,
             "BLOCK_H": max(16, power_of_two(head_dim)),
             "BLOCK_M": query_block(head_dim),
-            "BLOCK_N": 32 if head_dim > 128 or q.dtype == "f32" else 64,
+            "BLOCK_N": 32 if head_dim > 128 or head_dim <= 32 or q.dtype == "f32" else 64,
             "SCALE": scale,
             "CAP": softcap or 0.0,
             "CAUSAL": causal,

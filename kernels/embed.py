@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from bei.cuda_plan import Size
-from bei.kernels.add_norm import OUTPUTS, Kind, normalise, rows_a_program
+from bei.kernels.add_norm import OUTPUTS, Kind, normalise, tile
 from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def plan(forms: Forms, *, sm: int, scale: float, kind: Kind, eps: float) -> Kern
     table = forms["token_table"]
     assert table
     block = power_of_two(table.width)
-    each = rows_a_program(block)
+    each, warps = tile(block)
     return launch(
         forms,
         function=_embed,
@@ -107,6 +107,7 @@ def plan(forms: Forms, *, sm: int, scale: float, kind: Kind, eps: float) -> Kern
             "EPS": eps,
         },
         grid=(Size(symbol="tokens", per=each),),
+        warps=warps,
     )
 
 

@@ -61,7 +61,7 @@ class Sample:
 def launch(forms: Forms, **fields: Any) -> KernelLaunch:
     """A `KernelLaunch` whose pointers are ``forms`` in order."""
     return KernelLaunch(
-        pointers={name: form and form.dtype for name, form in forms.items()},
+        pointers={name: form.dtype if form else None for name, form in forms.items()},
         unaligned=tuple(name for name, form in forms.items() if form and not form.aligned),
         **fields,
     )

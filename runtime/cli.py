@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import socket
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import uvicorn
 
@@ -32,21 +32,39 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bei-serve", description=__doc__)
     parser.add_argument("bundle", help="folder written by bei-compile")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_whole(0, 65535), default=8080, help="0 takes a free one (default: %(default)s)"
+    )
     parser.add_argument("--target", help="engine to run (default: the first of the bundle's that works here)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all this process may use)")
+    parser.add_argument("--threads", type=_whole(1), help="CPU threads (default: all this process may use)")
     parser.add_argument(
         "--allow-unverified", action="store_true", help="run an engine that did not pass parity"
     )
     parser.add_argument("--served-model-name", metavar="NAME", help="name in answers (default: the bundle's)")
     parser.add_argument(
         "--max-queue-tokens",
-        type=int,
+        type=_whole(1),
         default=1 << 20,
         metavar="N",
         help="tokens that may wait before requests are refused with 429 (default: %(default)s)",
     )
     return parser
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Reads a whole number in a range, for argparse."""
+
+    def read(text: str) -> int:
+        if (
+            not text.removeprefix("-").isdecimal()
+            or int(text) < low
+            or (high is not None and int(text) > high)
+        ):
+            limits = f"{low} … {high}" if high is not None else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"got {text!r}, need a whole number, {limits}")
+        return int(text)
+
+    return read
 
 
 def serve(args: argparse.Namespace, listener: socket.socket) -> None:

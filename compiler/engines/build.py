@@ -6,7 +6,8 @@ from typing import Literal
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
-from bei.compiler.engines import onnxruntime, tensorrt
+from bei.compiler.engines import cuda, onnxruntime, tensorrt
+from bei.compiler.engines.cuda import CudaOptions
 from bei.compiler.engines.tensorrt import TensorRtOptions
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import TENSORRT
@@ -42,8 +43,8 @@ def default_targets() -> tuple[Target, ...]:
 def check_buildable(targets: tuple[Target, ...]) -> None:
     """Refuse, before anything is done, a target that this machine cannot build. Raises EngineError."""
     for target in targets:
-        if target.backend in ("tensorrt", "tensorrt-rtx"):
-            reason = tensorrt.available(target.backend)
+        if target.backend in ("cuda", "tensorrt", "tensorrt-rtx"):
+            reason = cuda.available() if target.backend == "cuda" else tensorrt.available(target.backend)
             if reason is not None:
                 raise EngineError(f"target {target.name!r}: cannot be built here: {reason}.")
         elif target.name != "onnxruntime-cpu":
@@ -54,6 +55,11 @@ def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -
     """Build one engine into the bundle. Raises EngineError."""
     if target.backend == "onnxruntime":
         return onnxruntime.build(target, request.cfg, request.head, request.weights, writer)
+    if target.backend == "cuda":
+        plan = cuda.build(
+            request.cfg, request.head, request.weights, CudaOptions(sm=target.sms[0]), request.precision
+        )
+        return cuda.write_engine(target, plan, writer)
     return _build_tensorrt(target, request, writer)
 
 

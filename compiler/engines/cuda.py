@@ -1,16 +1,21 @@
 """The CUDA engine: encoder to launch plan, its kernels compiled for one SM. Needs Triton, but neither a GPU nor PyTorch."""
 
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
-from bei.compiler.lowering.cuda_ops import Stream, emit_program
-from bei.compiler.lowering.cuda_program import function_name
+from bei.compiler.bundle import BundleWriter
+from bei.compiler.lowering.cuda_ops import Gelu, Stream, emit_program
+from bei.compiler.lowering.cuda_program import function_name, reads
 from bei.compiler.precision.policy import PLAIN, Policy
+from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.cuda_plan import (
     PLAN_VERSION,
@@ -23,6 +28,7 @@ from bei.cuda_plan import (
 )
 from bei.errors import EngineError, LoweringError
 from bei.kernels.launch import Form, KernelLaunch
+from bei.manifest import EngineRecord
 
 TYPES: dict[DType, str] = {"f16": "*fp16", "f32": "*fp32", "bf16": "*bf16", "i32": "*i32"}
 STORED: dict[str, DType] = {"F16": "f16", "F32": "f32", "BF16": "bf16"}
@@ -30,10 +36,15 @@ STORED: dict[str, DType] = {"F16": "f16", "F32": "f32", "BF16": "bf16"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CudaOptions:
-    """``sm`` such as 90; ``stream``: how the residual stream is stored (None: fp16 after post-norms, else fp32)."""
+    """``sm`` such as 90; ``stream``: how the residual stream is stored (None: fp16 after post-norms, else fp32).
+
+    ``gelu`` "tanh" replaces erf-GELU by its tanh form (they differ by up to 5e-4), which cuBLASLt computes with the
+    product before it; "erf" is what the model defines, in a kernel of its own.
+    """
 
     sm: int
     stream: Stream | None = None
+    gelu: Gelu = "erf"
 
 
 def available() -> str | None:
@@ -47,13 +58,45 @@ def build(
     weights: Mapping[str, Weight],
     options: CudaOptions,
     precision: Policy = PLAIN,
-) -> bytes:
-    """The encoded plan with its cubins. Raises EngineError, LoweringError."""
+) -> Plan:
+    """The plan with its machine code. Raises EngineError, LoweringError."""
     reason = available()
     if reason is not None:
         raise EngineError(f"cuda-sm{options.sm}: cannot be built here: {reason}.")
     plan, kernels = lower(cfg, head, weights, options, precision)
-    return encode_plan(compile_plan(plan, kernels))
+    return compile_plan(plan, kernels)
+
+
+def write_engine(target: Target, plan: Plan, writer: BundleWriter) -> EngineRecord:
+    """The plan as the bundle's engine of ``target``; its weights are the bundle's own."""
+    name = f"engines/{target.name}/plan"
+    writer.write(name, encode_plan(plan))
+    return EngineRecord(
+        target=target.name,
+        backend="cuda",
+        device="cuda",
+        layout="packed",
+        precision="fp16",
+        path=name,
+        inputs=plan.inputs,
+        status="built, not executed",
+        tool_versions={"triton": plan.triton},
+        compute_capabilities=target.compute_capabilities,
+        evidence=evidence(plan),
+    )
+
+
+def evidence(plan: Plan) -> dict[str, Any]:
+    """What the plan is made of, as plain JSON."""
+    launches = Counter(step.op for step in plan.steps if isinstance(step, Launch))
+    return {
+        "launches": dict(sorted(launches.items())),
+        "products": len(plan.steps) - launches.total(),
+        "cubin_bytes": sum(len(function.cubin) for function in plan.functions.values()),
+        "arena_bytes_a_token": plan.arena.get("tokens", 0),
+        "stream": plan.stream,
+        "gelu": plan.gelu,
+    }
 
 
 def lower(
@@ -73,17 +116,20 @@ def lower(
             f"cuda-sm{options.sm}: the precision policy has islands ({', '.join(list(precision.islands)[:5])}), which "
             "the CUDA engine does not compute. Use a TensorRT or ONNX Runtime target."
         )
-    emitted = emit_program(cfg, head, weights, sm=options.sm, stream=options.stream, precision=precision)
+    emitted = emit_program(
+        cfg, head, weights, sm=options.sm, stream=options.stream, gelu=options.gelu, precision=precision
+    )
     finished, program = emitted.finished, emitted.program
     conversions, converters = _conversions(
         {f"{part.dtype}:{t.dtype}" for t in program.tensors.values() for part in t.parts}, options.sm
     )
-    used = {step.name for step in _weights(finished.steps)}
+    used = {o.name for step in finished.steps for o in reads(step) if o.place == "weight"}
     plan = Plan(
         version=PLAN_VERSION,
         sm=options.sm,
         triton=triton.__version__,
         stream=emitted.stream,
+        gelu=options.gelu,
         steps=finished.steps,
         functions={},
         buffers=finished.buffers,
@@ -99,12 +145,6 @@ def lower(
     return plan, {**finished.kernels, **converters}
 
 
-def _weights(steps: tuple[Any, ...]) -> list[Operand]:
-    from bei.compiler.lowering.cuda_program import reads
-
-    return [operand for step in steps for operand in reads(step) if operand.place == "weight"]
-
-
 def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str, KernelLaunch]]:
     """One launch per stored and device dtype."""
     from bei.kernels import convert
@@ -112,7 +152,7 @@ def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str,
     steps, kernels = {}, {}
     for pair in sorted(pairs):
         stored, dtype = pair.split(":")
-        types: dict[str, DType] = {"x": STORED[stored], "scale": "f32", "out": dtype}  # type: ignore[dict-item]
+        types: dict[str, DType] = {"x": STORED[stored], "scale": "f32", "out": cast(DType, dtype)}
         forms = {key: Form(dtype=t, width=1, stride=1, aligned=key != "out") for key, t in types.items()}
         how = convert.plan(forms, sm=sm)
         name = function_name("convert", how)
@@ -137,8 +177,6 @@ def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str,
 
 def compile_plan(plan: Plan, kernels: Mapping[str, KernelLaunch]) -> Plan:
     """The plan with every kernel compiled to machine code."""
-    import msgspec
-
     with ThreadPoolExecutor() as pool:
         functions = dict(
             zip(kernels, pool.map(lambda how: compile_kernel(how, plan.sm), kernels.values()), strict=True)

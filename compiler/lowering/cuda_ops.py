@@ -25,6 +25,7 @@ from bei.cuda_plan import DType, Epilogue, Operand, Product
 from bei.errors import LoweringError
 
 Stream = Literal["f16", "f32"]
+Gelu = Literal["erf", "tanh"]
 EXACT_EPILOGUES: dict[Act, Epilogue] = {"relu": "relu", "gelu_tanh": "gelu_tanh"}
 """Activations that cuBLASLt's epilogues compute as the model defines them."""
 
@@ -92,6 +93,7 @@ class CudaOps:
 
     program: Program
     stream: Stream
+    gelu: Gelu = "erf"
     _frequencies: dict[Rope, Operand] = field(default_factory=dict)
 
     # --- memory
@@ -255,8 +257,9 @@ class CudaOps:
             return x
         source = self._any(x, "f32" if site is None else "f16")
         last = self.program.steps[-1]
-        if site and act in EXACT_EPILOGUES and isinstance(last, Product) and last.out == source:
-            self.program.steps[-1] = msgspec.structs.replace(last, epilogue=EXACT_EPILOGUES[act])
+        form: Act = "gelu_tanh" if act == "gelu" and self.gelu == "tanh" else act
+        if site and form in EXACT_EPILOGUES and isinstance(last, Product) and last.out == source:
+            self.program.steps[-1] = msgspec.structs.replace(last, epilogue=EXACT_EPILOGUES[form])
             return Stored({source.dtype: source})
         return self._activate(source, None, act)
 
@@ -439,6 +442,7 @@ def emit_program(
     *,
     sm: int,
     stream: Stream | None = None,
+    gelu: Gelu = "erf",
     precision: Policy = PLAIN,
 ) -> EmittedProgram:
     """The steps of ``run(cfg, head, …)``. ``stream`` None: fp16 after post-norms, else fp32; ``precision``'s scales
@@ -446,6 +450,6 @@ def emit_program(
     chosen: Stream = stream or ("f16" if cfg.placement == "post" else "f32")
     own = dict(weights)
     program = Program(own)
-    ops = CudaOps(program, chosen)
+    ops = CudaOps(program, chosen, gelu)
     output = ops.store(run(cfg, head, Folded(ops, own, precision, cfg)).value, "f32")
     return EmittedProgram(finished=program.finish(output, sm), program=program, output=output, stream=chosen)

@@ -69,12 +69,22 @@ def check_bundle(
     with progress.stage("reference", len(texts.samples), unit="items"):
         reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
         expected = expect(reference, texts.samples, texts.source)
+    return _report(manifest, [_engine(bundle, checkpoint, record, expected, progress) for record in records])
+
+
+def without_reference(bundle: Bundle, reason: str) -> ParityReport:
+    """The report where nothing can be measured: no engine was run."""
+    records = bundle.manifest.engines
+    return _report(bundle.manifest, [not_run(r.target, r.precision, reason) for r in records])
+
+
+def _report(manifest: Manifest, engines: Sequence[EngineReport]) -> ParityReport:
     return ParityReport(
         bei_version=bei.__version__,
         model=manifest.name,
         revision=manifest.source.revision,
         task=manifest.head.task,
-        engines=tuple(_engine(bundle, checkpoint, record, expected, progress) for record in records),
+        engines=tuple(engines),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from bei.compiler.parity.bundles import builtin_texts, check_bundle
+from bei.compiler.parity.bundles import builtin_texts, check_bundle, without_reference
 from bei.compiler.parity.html import render
 from bei.compiler.parity.report import EngineReport, ParityReport, decode_report, encode_report
 from bei.compiler.progress import QUIET, Progress
@@ -63,7 +63,7 @@ def discard_damaged(bundle: Path) -> bool:
 def certifier(progress: Progress = QUIET) -> Callable[[Path, Path], Manifest]:
     """For bei-compile: measure a finished bundle (folder) against its checkpoint (folder) and certify it.
 
-    An engine that does not run here is recorded as such; when none does, the bundle stays as it is.
+    Engines that cannot run here, or all where the checkpoint has no reference, are recorded as not run, with the reason.
     Raises ParityError at once when the parity extra is not installed.
     """
     missing = [name for name in NEEDS if find_spec(name) is None]
@@ -75,7 +75,11 @@ def certifier(progress: Progress = QUIET) -> Callable[[Path, Path], Manifest]:
     def measure(folder: Path, checkpoint: Path) -> Manifest:
         bundle = read_bundle(folder)
         texts = builtin_texts(bundle.manifest)
-        return certify(folder, check_bundle(bundle, checkpoint, texts, progress=progress))
+        try:
+            report = check_bundle(bundle, checkpoint, texts, progress=progress)
+        except ParityError as error:
+            report = without_reference(bundle, str(error))
+        return certify(folder, report)
 
     return measure
 

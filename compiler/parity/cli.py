@@ -99,7 +99,7 @@ def show(report: ParityReport, console: Console) -> None:
     """The report as tables, one an engine."""
     for engine in report.engines:
         console.print(f"\n[bold]{escape(engine.target)}[/]  [{COLOURS[engine.verdict]}]{engine.verdict}[/]")
-        console.print(escape(circumstances(report, engine)), style="dim", highlight=False)
+        console.print(escape(circumstances(report, engine)), style="dim", highlight=False, soft_wrap=True)
         if engine.measures:
             console.print(_table(engine.measures))
         _show_worst(engine, console)
@@ -135,7 +135,8 @@ def _show_worst(engine: EngineReport, console: Console) -> None:
         return
     row = engine.worst[0]
     far = "NaN or Inf" if row.distance is None else f"{engine.distance} {number(row.distance)}"
-    said = f"worst text: {row.text[:60]!r} ({row.kind}, {row.tokens} tokens): {far}"
+    text = " / ".join(repr(part[:60]) for part in (row.text, row.pair) if part is not None)
+    said = f"worst text: {text} ({row.kind}, {row.tokens} tokens): {far}"
     console.print(escape(said), style="dim", highlight=False, soft_wrap=True)
 
 

@@ -86,19 +86,23 @@ def _cards(measures: Sequence[Measure]) -> str:
 
 
 def _charts(engine: EngineReport) -> str:
-    limit, distance = _limit(engine), engine.distance or "distance"
+    limit, distance, key = _limit(engine), engine.distance or "distance", engine.target
     figures = []
     if engine.histogram is not None:
         said = f"How far the texts are off ({distance}); further left is closer."
-        figures.append(_figure("All texts", histogram_chart(engine.histogram, distance, limit), said))
+        figures.append(
+            _figure("All texts", histogram_chart(f"texts-{key}", engine.histogram, distance, limit), said)
+        )
     if engine.points:
         said = "One dot a text. Errors that grow with the length would climb to the right."
-        figures.append(_figure("Error by length", length_chart(engine.points, distance, limit), said))
+        figures.append(
+            _figure("Error by length", length_chart(f"length-{key}", engine.points, distance, limit), said)
+        )
     if engine.drift is not None:
         first = engine.drift.first
         said = "In torch, with the engine's storage: "
         said += "no layer drifts." if first is None else f"the first layer to drift is {first}."
-        figures.append(_figure("Drift by layer", drift_chart(engine.drift), said))
+        figures.append(_figure("Drift by layer", drift_chart(f"drift-{key}", engine.drift), said))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
@@ -221,7 +225,9 @@ def _ranges(ranges: Sequence[RangeRow]) -> str:
     if folded:
         key = '<span class="key hollow">before folding</span> <span class="key">after folding</span>'
     chart = _figure(
-        "Largest magnitude of every stored value", range_chart(ranges), "Past the line FP16 overflows."
+        "Largest magnitude of every stored value",
+        range_chart("range-audit", ranges),
+        "Past the line FP16 overflows.",
     )
     return (
         '<section aria-labelledby="ranges"><h2 id="ranges">Range audit</h2>'

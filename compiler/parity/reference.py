@@ -119,7 +119,7 @@ class Embedder:
         with quiet():
             features = self._features(sample)
             inputs = {key: value for key, value in features.items() if key in MODEL_INPUTS}
-            return _hidden_states(self.model.transformers_model, inputs)
+            return named_states(self.model.transformers_model, inputs)
 
     def _features(self, sample: Sample) -> Mapping[str, Any]:
         prompt = sample.prompt or self.model.default_prompt_name
@@ -152,7 +152,7 @@ class Classifier:
 
     def hidden_states(self, sample: Sample) -> dict[str, F32]:
         with quiet():
-            return _hidden_states(self.model, dict(_tokenize(self, [sample])))
+            return named_states(self.model, dict(_tokenize(self, [sample])))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +177,7 @@ class Tagger:
 
     def hidden_states(self, sample: Sample) -> dict[str, F32]:
         with quiet():
-            return _hidden_states(self.model, dict(_tokenize(self, [sample])))
+            return named_states(self.model, dict(_tokenize(self, [sample])))
 
     def spans(self, samples: Sequence[Sample], logits: Sequence[F32], strategy: Strategy) -> list[list[Span]]:
         with quiet():
@@ -245,8 +245,9 @@ def _forward(of: Classifier | Tagger, samples: Sequence[Sample]) -> list[tuple[F
     return [done[i] for i in range(len(samples))]
 
 
-def _hidden_states(model: Any, inputs: dict[str, "torch.Tensor"]) -> dict[str, F32]:
-    """transformers applies a final norm to the last state only, so that one is called ``output``."""
+def named_states(model: Any, inputs: dict[str, "torch.Tensor"]) -> dict[str, F32]:
+    """A transformers model's hidden states [n, D] for one text. It applies a final norm to the last one only, so that
+    one is called ``output``."""
     import torch
 
     with torch.inference_mode():

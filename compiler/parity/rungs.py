@@ -4,7 +4,7 @@ It runs anywhere, so it says how far an engine that cannot run here is proven, a
 layer its precision is to blame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Head
 from bei.adapters.registry import adapter_for
 from bei.compiler.checkpoint.checkpoint import open_checkpoint
-from bei.compiler.checkpoint.load import LoadedModel, load_model
+from bei.compiler.checkpoint.load import load_model
 from bei.compiler.parity.compare import compare
 from bei.compiler.parity.gate import Precision, gate, precision_of
 from bei.compiler.parity.layers import DRIFT, Drift, compare_layers
@@ -24,6 +25,7 @@ from bei.compiler.parity.reference import LayerReference
 from bei.compiler.parity.report import EngineReport, Rung, judge
 from bei.compiler.parity.run import Expected
 from bei.compiler.precision.policy import PLAIN, Policy
+from bei.compiler.weights import Weight
 from bei.manifest import EngineRecord
 from bei.runtime.executor import Row
 
@@ -38,7 +40,9 @@ class TorchEncoder:
     """A checkpoint's encoder and head, run in torch one text at a time with an engine's ``precision``: values rounded
     as it stores them, the residual stream in fp32."""
 
-    loaded: LoadedModel
+    cfg: EncoderConfig
+    head: Head
+    weights: Mapping[str, Weight]
     precision: Precision
     policy: Policy = PLAIN
 
@@ -48,7 +52,7 @@ class TorchEncoder:
 
     def hidden_states(self, row: Row) -> dict[str, F32]:
         """[n, D] by the names that `bei.compiler.parity.reference.LayerReference` uses."""
-        names = state_sites(self.loaded.cfg)
+        names = state_sites(self.cfg)
         found: dict[str, F32] = {}
 
         def see(site: str, x: Any) -> None:
@@ -68,9 +72,9 @@ class TorchEncoder:
         body = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
         ids, types = (torch.from_numpy(x[None].astype(np.int64)) for x in (row.ids, row.types))
         out = run_torch(
-            self.loaded.cfg,
-            self.loaded.head,
-            self.loaded.weights,
+            self.cfg,
+            self.head,
+            self.weights,
             ids,
             torch.ones_like(ids),
             types=types,
@@ -101,7 +105,13 @@ def load_encoder(checkpoint: Path, precision: str, policy: Policy = PLAIN) -> To
     """The encoder of the checkpoint in ``checkpoint``. Raises what reading a checkpoint raises."""
     opened = open_checkpoint(str(checkpoint))
     loaded = load_model(opened, adapter_for(opened.config))
-    return TorchEncoder(loaded=loaded, precision=precision_of(precision), policy=policy)
+    return TorchEncoder(
+        cfg=loaded.cfg,
+        head=loaded.head,
+        weights=loaded.weights,
+        precision=precision_of(precision),
+        policy=policy,
+    )
 
 
 def with_rung(
@@ -114,8 +124,8 @@ def with_rung(
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(TEXTS, len(rows))).round().astype(int)).tolist()
     ours = [encoder.output(rows[i]) for i in chosen]
     samples, theirs = [expected.samples[i] for i in chosen], [expected.outputs[i] for i in chosen]
-    task, head = expected.reference.task, encoder.loaded.head
-    multi_label = head.problem_type == "multi_label_classification"
+    task = expected.reference.task
+    multi_label = encoder.head.problem_type == "multi_label_classification"
     comparison = compare(task, ours, theirs, samples, multi_label=multi_label)
     measures, verdict = judge(comparison.values, gate(task, record.precision))
     name = f"{encoder.precision} storage in torch against the reference, {len(chosen)} texts"

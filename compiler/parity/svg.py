@@ -1,14 +1,13 @@
 """Charts as inline SVG, drawn for a width of 400 so that their text stays readable on a phone.
 
 Colours are CSS classes of the page (``report.html``), so one drawing serves light and dark. Every chart says in words
-what it shows, for those who cannot see it.
+what it shows, for those who cannot see it. ``key`` is unique on the page.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import count
 
 from bei.compiler.parity.layers import Drift
 from bei.compiler.parity.numbers import number
@@ -16,7 +15,6 @@ from bei.compiler.parity.report import FP16_MAX, Histogram, Point, RangeRow
 
 WIDTH, HEIGHT = 400.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 20.0, 30.0, 40.0
-_ids = count(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +31,7 @@ class Axis:
         return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
 
 
-def histogram_chart(histogram: Histogram, distance: str, limit: float | None) -> str:
+def histogram_chart(key: str, histogram: Histogram, distance: str, limit: float | None) -> str:
     """How many texts lie how far off; ``limit`` is the largest distance that passes."""
     bound = [] if limit is None else [math.log10(limit)]
     x = _decades([*histogram.edges, *bound], distance)
@@ -44,10 +42,10 @@ def histogram_chart(histogram: Histogram, distance: str, limit: float | None) ->
         if n:
             bars.append(_rect(x0 + 0.7, top, x1 - x0 - 1.4, HEIGHT - BOTTOM - top, "bar"))
     words = f"{sum(histogram.counts)} texts; {distance} between 1e{histogram.edges[0]:g} and 1e{histogram.edges[-1]:g}"
-    return _chart(f"Distribution of {distance}", words, [*_axes(x, y), *bars, *_vertical(x, limit)])
+    return _chart(key, f"Distribution of {distance}", words, [*_axes(x, y), *bars, *_vertical(x, limit)])
 
 
-def length_chart(points: Sequence[Point], distance: str, limit: float | None) -> str:
+def length_chart(key: str, points: Sequence[Point], distance: str, limit: float | None) -> str:
     """Distance of every text over its number of tokens."""
     logs = [_log(point.distance) for point in points]
     bound = [] if limit is None else [math.log10(limit)]
@@ -59,10 +57,10 @@ def length_chart(points: Sequence[Point], distance: str, limit: float | None) ->
     ]
     longest = max(point.tokens for point in points)
     words = f"{len(points)} texts of 1 to {longest} tokens; largest {distance} {number(max(p.distance for p in points))}"
-    return _chart(f"{distance} by length", words, [*_axes(x, y), *dots, *_horizontal(y, limit, "limit")])
+    return _chart(key, f"{distance} by length", words, [*_axes(x, y), *dots, *_horizontal(y, limit, "limit")])
 
 
-def drift_chart(drift: Drift) -> str:
+def drift_chart(key: str, drift: Drift) -> str:
     """Relative error of the hidden states, layer after layer."""
     errors = [row.relative_error for row in drift.rows]
     logs = [None if error is None else _log(error) for error in errors]
@@ -74,11 +72,11 @@ def drift_chart(drift: Drift) -> str:
     marks += [_dot(_px(x, i), _py(y, log), 10**log > drift.limit) for i, log in drawn]
     words = f"first layer past {drift.limit:g}: {drift.first or 'none'}; largest step: {drift.jump or 'none'}"
     return _chart(
-        "Drift, layer by layer", words, [*_axes(x, y), *marks, *_horizontal(y, drift.limit, "limit")]
+        key, "Drift, layer by layer", words, [*_axes(x, y), *marks, *_horizontal(y, drift.limit, "limit")]
     )
 
 
-def range_chart(ranges: Sequence[RangeRow]) -> str:
+def range_chart(key: str, ranges: Sequence[RangeRow]) -> str:
     """Largest magnitude of every site over the layers, before and after folding, under the largest FP16 number."""
     layers = sorted({_layer(row.site) for row in ranges})
     place = {layer: i for i, layer in enumerate(layers)}
@@ -93,7 +91,9 @@ def range_chart(ranges: Sequence[RangeRow]) -> str:
             dots.append(_magnitude(cx, y, row.after, "after", f"{row.site} after folding"))
     top = max(ranges, key=lambda row: row.before)
     words = f"{len(ranges)} sites; the largest is {top.site} with {number(top.before)}"
-    return _chart("Range audit", words, [*_axes(x, y), *dots, *_horizontal(y, FP16_MAX, "FP16 limit 65504")])
+    return _chart(
+        key, "Range audit", words, [*_axes(x, y), *dots, *_horizontal(y, FP16_MAX, "FP16 limit 65504")]
+    )
 
 
 def _magnitude(cx: float, y: Axis, value: float, kind: str, said: str) -> str:
@@ -104,11 +104,11 @@ def _magnitude(cx: float, y: Axis, value: float, kind: str, said: str) -> str:
     )
 
 
-def _chart(title: str, words: str, parts: Sequence[str]) -> str:
-    key = f"c{next(_ids)}"
-    head = f'<title id="{key}t">{escape(title)}</title><desc id="{key}d">{escape(words)}</desc>'
+def _chart(key: str, title: str, words: str, parts: Sequence[str]) -> str:
+    key = escape(key)
+    head = f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-words">{escape(words)}</desc>'
     return (
-        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{key}t {key}d">{head}'
+        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{key}-title {key}-words">{head}'
         + "".join(parts)
         + "</svg>"
     )

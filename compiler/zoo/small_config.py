@@ -18,6 +18,7 @@ WINDOW = 16
 SHORTEST = 64
 """Limits in tokens shrink with the positions, but not below this."""
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
 _TEXT_LIMITS = ("model_max_length", "max_trained_positions", "original_max_position_embeddings")
 
 
@@ -86,17 +87,23 @@ def _heads(heads: int, kv: int) -> tuple[int, int]:
     return heads, kv
 
 
+def _positions(config: Mapping[str, Any]) -> int:
+    """The longest text in tokens; nomic's own key may say more than the common one, which holds trained positions."""
+    return max(int(config.get(key, 0)) for key in _POSITIONS)
+
+
 def _factor(config: Mapping[str, Any]) -> int:
-    positions = int(config.get("max_position_embeddings") or config["n_positions"])
-    return max(1, positions // POSITIONS)
+    return max(1, _positions(config) // POSITIONS)
 
 
 def _lengths(config: Mapping[str, Any]) -> dict[str, int]:
     """New values of the keys that count tokens."""
     found: dict[str, int] = {}
-    for key in ("max_position_embeddings", "n_positions"):
-        if key in config:
+    for key in _POSITIONS:
+        if config.get(key) == _positions(config):
             found[key] = POSITIONS + config[key] % POSITIONS
+        elif key in config:
+            found[key] = scaled_length(config, config[key], full_width=False)
     for key in ("local_attention", "sliding_window"):
         if config.get(key) is not None:
             found[key] = min(WINDOW, config[key])

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 
 from bei.compiler.checkpoint.safetensors import weight_files
 from bei.compiler.zoo.fact_files import facts_of
@@ -44,7 +44,9 @@ def _given(entry: ZooEntry, weights_dir: Path | None) -> Path | None:
 
 
 def _hub_cache(entry: ZooEntry) -> Path | None:
-    found = try_to_load_from_cache(entry.repo, "config.json", revision=entry.revision)
+    found = try_to_load_from_cache(
+        entry.repo, "config.json", cache_dir=constants.HF_HUB_CACHE, revision=entry.revision
+    )
     if not isinstance(found, str):
         return None
     folder = Path(found).parent

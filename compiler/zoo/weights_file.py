@@ -71,13 +71,15 @@ def _raw(chunk: npt.NDArray[Any]) -> memoryview:
 
 
 def split_shards(tensors: Sequence[TensorSpec], count: int) -> list[tuple[TensorSpec, ...]]:
-    """``count`` consecutive parts of about equal size, none of them empty."""
+    """``count`` consecutive parts of about equal size, none of them empty; there must be as many tensors."""
     total = sum(spec.nbytes for spec in tensors)
-    parts: list[list[TensorSpec]] = [[] for _ in range(count)]
+    parts: list[list[TensorSpec]] = [[]]
     before = 0
-    for i, spec in enumerate(tensors):
-        wanted = min(count - 1, (before + spec.nbytes // 2) * count // total)
-        earliest = max(0, count - (len(tensors) - i))
-        parts[max(wanted, earliest)].append(spec)
+    for left, spec in zip(range(len(tensors), 0, -1), tensors, strict=True):
+        missing = count - len(parts)
+        reached = before * count >= total * len(parts)
+        if missing and parts[-1] and (reached or left <= missing):
+            parts.append([])
+        parts[-1].append(spec)
         before += spec.nbytes
     return [tuple(part) for part in parts]

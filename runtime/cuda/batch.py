@@ -110,7 +110,8 @@ def _positions(ids: Ints, index: Ints, starts: Ints, lengths: Ints, pad: int | N
     real = ids != pad
     counted = np.cumsum(real)
     before = np.concatenate(([0], counted))[starts]
-    return ((counted - np.repeat(before, lengths)) * real + pad).astype(np.int32)
+    positions: Ints = ((counted - np.repeat(before, lengths)) * real + pad).astype(np.int32)
+    return positions
 
 
 def work_items(starts: Ints, lengths: Ints, block: int) -> Ints:

@@ -16,6 +16,9 @@ class Device(Protocol):
 
     name: str
 
+    def activate(self) -> None:
+        """Make the device current in the calling thread; every thread that queues work needs it."""
+
     def allocate(self, nbytes: int) -> int:
         """Device memory, at least 256-byte aligned. Raises EngineError naming what was asked and what is free."""
 

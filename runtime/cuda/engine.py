@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Symbol
+from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Step, Symbol
 from bei.runtime.cuda.batch import Batch, Sizes, assemble, layout
 from bei.runtime.cuda.device import Bytes, Device
 from bei.runtime.cuda.weights import upload
@@ -57,21 +57,28 @@ class Engine:
 
     def submit(self, rows: Sequence[Row]) -> Ticket:
         """Queue a batch. At most two may wait for their `result`. Raises EngineError, InputError."""
-        batch = assemble(self.plan, rows)
-        self._reserve(batch)
         number = self._turn
         self._turn = (number + 1) % SLOTS
-        slot = self._slots[number]
-        host = slot.inputs[: batch.data.nbytes]
+        batch, graph = self.prepare(rows, number)
+        self.device.replay(graph)
+        size = batch.sizes.rounded[self.plan.output.rows] * self._row_bytes
+        target = self._slots[number].output[:size]
+        self.device.download(target, self._address(self.plan.output, batch.sizes, {}))
+        return Ticket(slot=number, batch=batch, mark=self.device.mark())
+
+    def prepare(self, rows: Sequence[Row], slot: int = 0) -> tuple[Batch, Any]:
+        """Queue a batch's inputs and return it with the graph that computes it. Raises EngineError, InputError."""
+        batch = assemble(self.plan, rows)
+        self.device.activate()
+        self._reserve(batch)
+        host = self._slots[slot].inputs[: batch.data.nbytes]
         host[:] = batch.data.view(np.uint8)
         self.device.upload(self._inputs, host)
-        self.device.replay(self._graph(batch.sizes))
-        size = batch.sizes.rounded[self.plan.output.rows] * self._row_bytes
-        self.device.download(slot.output[:size], self._address(self.plan.output, batch.sizes, {}))
-        return Ticket(slot=number, batch=batch, mark=self.device.mark())
+        return batch, self._graph(batch.sizes)
 
     def result(self, ticket: Ticket) -> list[Output] | Output:
         """float32 [B, d], or one [n_i, d] a row for per-token results."""
+        self.device.activate()
         self.device.wait(ticket.mark)
         slot = self._slots[ticket.slot]
         output, sizes = self.plan.output, ticket.batch.sizes
@@ -148,20 +155,23 @@ class Engine:
         return graph
 
     def _queue(self, sizes: Sizes) -> None:
-        """Every step of the plan."""
+        for step in self.plan.steps:
+            self.queue(step, sizes)
+
+    def queue(self, step: Step, sizes: Sizes) -> None:
+        """One step of the plan, over the inputs that are on the device."""
         offsets, _ = layout(self.plan.inputs, sizes.rounded)
         inputs = {name: self._inputs + 4 * offset for name, offset in offsets.items()}
 
         def at(operand: Operand | None) -> int:
             return 0 if operand is None else self._address(operand, sizes, inputs)
 
-        for step in self.plan.steps:
-            if isinstance(step, Launch):
-                addresses = [at(operand) for operand in step.operands.values() if operand is not None]
-                self.device.launch(step, addresses, sizes.rounded)
-            else:
-                rows = sizes.rounded[step.x.rows]
-                self.device.multiply(step, at(step.x), at(step.weight), at(step.bias), at(step.out), rows)
+        if isinstance(step, Launch):
+            addresses = [at(operand) for operand in step.operands.values() if operand is not None]
+            self.device.launch(step, addresses, sizes.rounded)
+        else:
+            rows = sizes.rounded[step.x.rows]
+            self.device.multiply(step, at(step.x), at(step.weight), at(step.bias), at(step.out), rows)
 
     def _forget_graphs(self) -> None:
         while self._graphs:
@@ -178,6 +188,7 @@ class Engine:
 
     def close(self) -> None:
         """Release everything; further calls are errors."""
-        self._graphs.clear()
+        self.device.activate()
+        self._forget_graphs()
         self.device.close()
         self._slots = []

@@ -111,15 +111,15 @@ class Gpu:
             self._lt = CublasLt(self.subject, self.stream, self.allocate(WORKSPACE), clock)
         self._lt.multiply(step, x, weight, bias, out, rows)
 
-    def _time(self, work: Callable[[], None], repeats: int = 5) -> float:
-        """Median milliseconds on the stream, after one run to warm up."""
+    def _time(self, work: Callable[[], None], repeats: int = 3, runs: int = 6) -> float:
+        """Median milliseconds of one run, in rows of several without a gap, after one to warm up."""
         work()
         times = []
         for _ in range(repeats):
             start = self._event(timing=True)
-            work()
-            stop = self._event(timing=True)
-            times.append(self.elapsed(start, stop))
+            for _ in range(runs):
+                work()
+            times.append(self.elapsed(start, self._event(timing=True)) / runs)
         return median(times)
 
     def elapsed(self, start: c_void_p, stop: c_void_p) -> float:

@@ -44,11 +44,11 @@ def upload(device: Device, plan: Plan, folder: Path) -> tuple[int, dict[str, int
     stages[0].mark = device.mark()
     for name, tensor in plan.weights.items():
         for part in tensor.parts:
-            scale = block + scales_at + 4 * scales.index(part.scale)
-            for at, chunk in _chunks(plan, part, folder):
+            scale_at = block + scales_at + 4 * scales.index(part.scale)
+            for at, piece in _chunks(plan, part, folder):
                 turn = 1 - turn
                 target = block + offsets[name] + (part.at + at) * ITEMSIZE[tensor.dtype]
-                _send(device, plan, stages[turn], chunk, part, tensor.dtype, target, scale)
+                _send(device, plan, stages[turn], piece, part, tensor.dtype, target, scale_at)
     for stage in stages:
         if stage.mark is not None:
             device.wait(stage.mark)

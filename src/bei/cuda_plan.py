@@ -136,6 +136,7 @@ class Plan(_Data):
     """One engine for one SM. ``arena`` bytes a token (``tokens``) and a row (``rows``) of a batch need.
 
     ``conversions``: how a stored dtype becomes a device one, by "F32:f16".
+    ``gelu`` "tanh": erf-GELU is approximated in the epilogue of its product.
     ``query_block``: queries a work item covers. ``inputs``: the `INPUTS` read. ``output``: the head's result.
     """
 
@@ -143,6 +144,7 @@ class Plan(_Data):
     sm: int
     triton: str
     stream: Literal["f16", "f32"]
+    gelu: Literal["erf", "tanh"]
     steps: tuple[Step, ...]
     functions: dict[str, Function]
     buffers: dict[str, Buffer]

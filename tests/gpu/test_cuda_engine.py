@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.adapters.cases import CASES
+from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
 
 from bei.adapters.head import Dense, Head, Normalize
 from bei.compiler.engines.cuda import CudaOptions, build
 from bei.compiler.lowering.torch_ops import run_torch
-from bei.cuda_plan import decode_plan
 from bei.errors import EngineError
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.cuda.gpu import Gpu
 from bei.runtime.executor import Row
-from tests.adapters.cases import CASES
-from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,8 +39,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # type: ignore[type-ar
 def open_engine(case: Case, folder: Path, head: Head) -> Engine:
     loaded = load(folder)
     major, minor = torch.cuda.get_device_capability()
-    data = build(loaded.cfg, head, loaded.weights, CudaOptions(sm=10 * major + minor))
-    return Engine(Gpu("test"), decode_plan(data, "plan"), folder)
+    plan = build(loaded.cfg, head, loaded.weights, CudaOptions(sm=10 * major + minor))
+    return Engine(Gpu("test"), plan, folder)
 
 
 @pytest.fixture
@@ -124,8 +123,8 @@ def test_head_of_dense_layers_is_fp32(tmp_path: Path) -> None:
     }
     weights = {**loaded.weights, **extra}
     major, minor = torch.cuda.get_device_capability()
-    data = build(loaded.cfg, head, weights, CudaOptions(sm=10 * major + minor))
-    engine = Engine(Gpu("test"), decode_plan(data, "plan"), tmp_path)
+    plan = build(loaded.cfg, head, weights, CudaOptions(sm=10 * major + minor))
+    engine = Engine(Gpu("test"), plan, tmp_path)
     ids, mask = batch((3, 12, 30), loaded.cfg.vocab)
     expected = run_torch(loaded.cfg, head, weights, ids, mask).numpy()
     assert cosines(expected, np.asarray(engine.run(rows_of(ids, mask)))).min() > 0.9999

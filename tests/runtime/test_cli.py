@@ -77,10 +77,26 @@ def test_a_port_in_use_is_one_message(folder: Path, capsys: pytest.CaptureFixtur
     assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("port", ["70000", "-1"])
-def test_a_port_that_is_none(folder: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([str(folder), f"--port={port}"]) == 2
-    assert "cannot listen there" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--port=70000",
+        "--port=-1",
+        "--port=x",
+        "--threads=0",
+        "--max-queue-tokens=0",
+        "--max-queue-tokens=1.5",
+    ],
+)
+def test_numbers_out_of_range(folder: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([str(folder), option])
+    assert "need a whole number" in capsys.readouterr().err
+
+
+def test_a_host_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(folder), "--host", "192.0.2.1", "--port", "0"]) == 2
+    assert "192.0.2.1:0: cannot listen there" in capsys.readouterr().err
 
 
 def test_the_options_of_the_commands() -> None:

@@ -39,7 +39,7 @@ def test_one_string_gives_one_vector_as_in_sentence_transformers(model: Model) -
     assert model.encode("hello").shape == (DIM,)
     assert model.encode(["hello"]).shape == (1, DIM)
     assert model.encode([]).shape == (0, DIM)
-    assert model.encode(np.array(["a", "b"])).shape == (2, DIM)
+    assert model.encode(tuple(np.array(["a", "b"]))).shape == (2, DIM)
 
 
 def test_order_survives_chunks_and_batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

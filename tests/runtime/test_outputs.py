@@ -29,7 +29,9 @@ RAW = np.array([[3, 4, 0, 12], [0, 0, 0, 5]], np.float32)
 
 
 def test_a_prefix_of_a_normalising_model_has_unit_length_again() -> None:
-    np.testing.assert_allclose(embeddings(RAW, head(), 2), [[0.6, 0.8], [0, 0]])  # a zero row stays zero
+    np.testing.assert_allclose(
+        embeddings(RAW, head(), 2), np.array([[0.6, 0.8], [0, 0]]), rtol=1e-6
+    )  # a zero row stays zero
 
 
 def test_a_prefix_of_a_dot_product_model_is_only_cut() -> None:
@@ -38,7 +40,7 @@ def test_a_prefix_of_a_dot_product_model_is_only_cut() -> None:
 
 def test_normalize_makes_any_model_unit_length() -> None:
     made = embeddings(RAW, head(normalized=False), normalize=True)
-    np.testing.assert_allclose(made, [[3 / 13, 4 / 13, 0, 12 / 13], [0, 0, 0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(made, np.array([[3, 4, 0, 12], [0, 0, 0, 13]]) / 13, rtol=1e-6)
     assert embeddings(RAW, head(normalized=False)) is RAW
 
 

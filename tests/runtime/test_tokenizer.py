@@ -23,7 +23,7 @@ TEXT = st.lists(st.sampled_from(["hello", "world", "[SEP]", "zoo", "é", "漢", 
 )
 
 
-def with_processor(processor: object | None) -> Callable[[], tokenizers.Tokenizer]:
+def with_processor(processor: processors.PostProcessor | None) -> Callable[[], tokenizers.Tokenizer]:
     def make() -> tokenizers.Tokenizer:
         made = library()
         made.post_processor = processor

@@ -4,7 +4,7 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -40,6 +40,7 @@ CLS, SEP, POISON = VOCAB["[CLS]"], VOCAB["[SEP]"], VOCAB["poison"]
 """A text with the word "poison" gives NaN."""
 
 Array = npt.NDArray[np.float32]
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 def library() -> tokenizers.Tokenizer:
@@ -81,9 +82,10 @@ def expected(
     w = weights(classes)
     x_LD = w["tokens"][list(ids)] + w["types"][list(types or [0] * len(ids))]
     if task == "token-classify":
-        return x_LD @ w["classifier"]
+        return np.asarray(x_LD @ w["classifier"], np.float32)
     mean_D = x_LD[skip:].sum(axis=0) / max(len(ids) - skip, 1e-9)
-    return mean_D / np.linalg.norm(mean_D) if task == "embed" else mean_D @ w["classifier"]
+    out = mean_D / np.linalg.norm(mean_D) if task == "embed" else mean_D @ w["classifier"]
+    return np.asarray(out, np.float32)
 
 
 def write_bundle(folder: Path, *, task: Task = "embed", labels: Sequence[str] = (), **changes: Any) -> Path:
@@ -167,7 +169,7 @@ def _manifest(
     return _replace(manifest, changes)
 
 
-def _replace(value: Any, changes: Mapping[str, Any]) -> Any:
+def _replace(value: S, changes: Mapping[str, Any]) -> S:
     own = {name: changes[name] for name in value.__struct_fields__ if name in changes}
     return msgspec.structs.replace(value, **own)
 
@@ -210,7 +212,7 @@ def _graph(stored: Path, task: Task, classes: int, skips_prompt: bool) -> onnx.M
     if skips_prompt:
         inputs.append(helper.make_tensor_value_info("prompt_length", TensorProto.INT64, ["B"]))
     output = "sentence_embedding" if task == "embed" else "logits"
-    shape = ["B", "L", classes] if task == "token-classify" else ["B", classes or DIM]
+    shape: list[str | int | None] = ["B", "L", classes] if task == "token-classify" else ["B", classes or DIM]
     constants = {"last": [-1], "one": [1], "zero": 0, "unit": 1}
     initializers = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
     initializers += [

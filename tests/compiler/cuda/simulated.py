@@ -34,6 +34,8 @@ class SimulatedDevice:
         self.allocated: dict[int, int] = {}
         self.recording: list[Callable[[], None]] | None = None
 
+    def activate(self) -> None: ...
+
     def allocate(self, nbytes: int) -> int:
         at = 256
         for start, size in sorted(self.allocated.items()):

@@ -14,7 +14,9 @@ from bei.compiler.parity.texts import Sample, builtin
 from tests.compiler.parity.fakes import FakeEngine, FakeReference
 from tests.compiler.parity.tiny import embedder
 
-NASTY = Sample(kind="nasty", text="<script>alert(1)</script> \u202e\x01\x7f & \"quotes\" 'more' $body ${body}")
+NASTY = Sample(
+    kind="nasty", text="<script>alert(1)</script> \u202e\x01\x7f & \"quotes\" 'more' $body ${body}"
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Real bundles: the check, the certificate inside them, and what a damaged or foreign one does."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ from bei.compiler.parity.bundles import (
     require_source,
 )
 from bei.compiler.parity.certificate import certifier, certify, discard_damaged
-from bei.compiler.parity.report import ParityReport, decode_report
-from bei.compiler.parity.rungs import load_encoder, state_sites, with_rung
-from bei.compiler.parity.run import expect, not_run
 from bei.compiler.parity.reference import hugging_face
+from bei.compiler.parity.report import ParityReport, decode_report
+from bei.compiler.parity.run import expect, not_run
+from bei.compiler.parity.rungs import load_encoder, with_rung
 from bei.compiler.parity.subject import bundle_engine, tokenize
 from bei.compiler.parity.texts import Sample
 from bei.errors import BundleError, EngineError, ParityError
@@ -30,6 +32,7 @@ from bei.manifest import MANIFEST_FILE, FileRecord, Manifest, encode_manifest
 from bei.runtime.bundle import Bundle, open_bundle
 from bei.runtime.model import load
 from bei.runtime.tokenizer import open_tokenizer
+from tests.compiler.parity.tiny import classifier, tagger
 
 FEW = Texts(
     source="few.txt",
@@ -122,8 +125,8 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(
         raise OSError(28, "No space left on device")
 
     before = (bundle.path / MANIFEST_FILE).read_bytes()
-    monkeypatch.setattr(certificate.os, "fsync", full)
-    with pytest.raises(BundleError, match="cannot be written .No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BundleError, match=r"cannot be written .No space left"):
         certify(bundle.path, report)
     assert (bundle.path / MANIFEST_FILE).read_bytes() == before
     assert not [path for path in bundle.path.iterdir() if path.name.startswith((".", "parity"))]
@@ -160,7 +163,7 @@ def with_other_weights(bundle: Bundle) -> Bundle:
     tensor = np.frombuffer(data, np.float32, (end - start) // 4, base + start)
     data[base + start : base + end] = (tensor * np.float32(1.05)).tobytes()
     path.write_bytes(data)
-    record = FileRecord(sha256=certificate.hashlib.sha256(data).hexdigest(), size=len(data))
+    record = FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
     return rewritten(bundle, files={**bundle.manifest.files, "model.safetensors": record})
 
 
@@ -170,7 +173,9 @@ def rewritten(bundle: Bundle, **changes: Any) -> Bundle:
     return open_bundle(bundle.path)
 
 
-def test_weights_that_are_a_little_off_fail_and_the_rung_below_says_where(bundle: Bundle, checkpoint: Path) -> None:
+def test_weights_that_are_a_little_off_fail_and_the_rung_below_says_where(
+    bundle: Bundle, checkpoint: Path
+) -> None:
     """The engine computes with other weights than the checkpoint: it fails, while torch on the checkpoint passes."""
     report = check_bundle(with_other_weights(bundle), checkpoint, FEW)
     (engine,) = report.engines
@@ -270,18 +275,41 @@ def test_bei_compile_certifies_what_it_builds(checkpoint: Path, tmp_path: Path) 
     assert open_bundle(tmp_path / "x.bundle").manifest == manifest
 
 
+@pytest.mark.parametrize(
+    ("task", "labels"), [("rerank", 1), ("classify", 3), ("classify", 2), ("token-classify", 0)]
+)
+def test_every_task_end_to_end(task: str, labels: int, tmp_path: Path) -> None:
+    """A tiny checkpoint with that head, compiled, run, and compared with transformers on the built-in texts."""
+    folder = (
+        tagger(tmp_path / "model") if task == "token-classify" else classifier(tmp_path / "model", labels)
+    )
+    options = BuildOptions(repo=str(folder), out=tmp_path / "x.bundle", targets=("onnxruntime-cpu",))
+    _, manifest = compile_bundle(options, certify=certifier())
+    assert manifest.head.task == task
+    assert manifest.parity.verdicts == {"onnxruntime-cpu": "passed"}
+    (engine,) = decode_report((tmp_path / "x.bundle/parity.json").read_bytes(), "x").engines
+    assert all(measure.passed for measure in engine.measures if measure.threshold is not None)
+
+
+def test_without_a_reference_the_bundle_is_kept_and_says_why(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> ParityReport:
+        raise ParityError("transformers is no reference for this checkpoint")
+
+    monkeypatch.setattr(certificate, "check_bundle", refuse)
+    options = BuildOptions(repo=str(checkpoint), out=tmp_path / "x.bundle", targets=("onnxruntime-cpu",))
+    _, manifest = compile_bundle(options, certify=certifier())
+    assert manifest.parity.verdicts == {"onnxruntime-cpu": "not run"}
+    assert "no reference" in manifest.parity.summary["onnxruntime-cpu"]["reason"]
+    with pytest.raises(BundleError, match="parity verdict is 'not run'"):
+        load(tmp_path / "x.bundle")
+
+
 def test_certifier_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "find_spec", lambda name: None)
     with pytest.raises(ParityError, match=r"pip install 'bei\[parity\]', or pass --no-parity"):
         certifier()
-
-
-def test_states_of_every_placement() -> None:
-    """Names that transformers' hidden states have, once each."""
-    from bei.adapters.bert import BERT
-    from bei.adapters.registry import ADAPTERS
-
-    assert BERT in ADAPTERS
 
 
 def test_bundle_engine_closes_its_model(bundle: Bundle) -> None:

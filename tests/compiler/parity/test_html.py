@@ -3,13 +3,14 @@
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import msgspec
 import pytest
 
+from bei.compiler.parity.gate import Threshold
 from bei.compiler.parity.html import render, visible
 from bei.compiler.parity.numbers import bound, number
-from bei.compiler.parity.gate import Threshold
 from bei.compiler.parity.report import FP16_MAX, ParityReport
 
 VOID = {"meta", "link", "br"}
@@ -96,7 +97,7 @@ def test_headings_and_tables_are_marked_up(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b <= a + 1 for a, b in pairwise(levels))
     assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
 
 
@@ -125,7 +126,15 @@ def test_everything_in_the_report_is_on_the_page(rich_report: ParityReport, page
             assert number(measure.value) in words
         for rung in engine.rungs:
             assert rung.name in words
-    for wanted in ("a <model>", "c0ffee", "no GPU <here>", "layers.3", "NaN or Inf", "FP16 limit 65504", "layers.5.v"):
+    for wanted in (
+        "a <model>",
+        "c0ffee",
+        "no GPU <here>",
+        "layers.3",
+        "NaN or Inf",
+        "FP16 limit 65504",
+        "layers.5.v",
+    ):
         assert wanted in words
     assert (words.count("✓ passed"), words.count("not run")) == (3, 2)
 
@@ -134,7 +143,9 @@ def test_every_bar_dot_and_limit_is_drawn(rich_report: ParityReport, html: str) 
     passed, failed, _ = rich_report.engines
     assert passed.histogram is not None
     assert failed.histogram is not None
-    bars = sum(n > 0 for engine in (passed, failed) for n in (engine.histogram.counts if engine.histogram else ()))
+    bars = sum(
+        n > 0 for engine in (passed, failed) for n in (engine.histogram.counts if engine.histogram else ())
+    )
     assert html.count('class="bar"') == bars
     dots = len(passed.points) + len(failed.points) + 7
     assert len(re.findall(r'class="dot(?: over)?"', html)) == dots
@@ -149,6 +160,10 @@ def test_texts_cannot_change_the_page(html: str, page: Page) -> None:
     for forbidden in ("\u202e", "\x01", "\x7f"):
         assert forbidden not in html
     assert "[U+202E]␁␡" in page.words()
+
+
+def test_the_same_report_gives_the_same_page(rich_report: ParityReport, html: str) -> None:
+    assert render(rich_report) == html
 
 
 def test_visible() -> None:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from bei.compiler.parity import measures
 
-F64 = npt.NDArray[np.float64]
+F64 = npt.NDArray[np.floating]
 
 NUMBERS = st.floats(-100, 100, allow_nan=False, width=32)
 SERIES = st.integers(2, 12).flatmap(lambda n: arrays(np.float32, n, elements=NUMBERS))

@@ -10,7 +10,7 @@ import pytest
 from bei.compiler.parity import run
 from bei.compiler.parity.compare import Comparison, compare
 from bei.compiler.parity.gate import Threshold
-from bei.compiler.parity.report import EngineReport, decode_report, encode_report, judge
+from bei.compiler.parity.report import EngineReport, ParityReport, decode_report, encode_report, judge
 from bei.compiler.parity.texts import Sample, builtin
 from bei.errors import ParityError
 from bei.manifest import Task
@@ -23,6 +23,10 @@ def checked(task: Task = "embed", **faults: Any) -> EngineReport:
     samples = builtin(task, 64)
     expected = run.expect(FakeReference(task=task), samples, "built-in")
     return run.check_engine(FakeEngine(task=task, **faults), expected)
+
+
+def whole(*engines: EngineReport) -> ParityReport:
+    return ParityReport(bei_version="0", model="m", revision=None, task="embed", engines=engines)
 
 
 def failed(report: EngineReport) -> set[str]:
@@ -140,9 +144,7 @@ def test_all_results_nan_still_make_a_report() -> None:
     assert report.verdict == "failed"
     assert report.histogram is None
     assert report.worst[0].distance is None
-    assert (
-        "NaN" not in encode_report(run.parity_report([report], expected, model="m", revision=None)).decode()
-    )
+    assert "NaN" not in encode_report(whole(report)).decode()
 
 
 def test_worst_texts_are_those_that_are_off_with_their_token_counts() -> None:
@@ -213,9 +215,7 @@ def test_damaged_reports(edit: Any, message: str) -> None:
 def test_merging_keeps_other_engines_and_replaces_the_same() -> None:
     expected = run.expect(FakeReference(), builtin("embed", 64), "built-in")
     gpu = run.not_run("tensorrt-sm90", "fp16", "no such GPU here")
-    first = run.parity_report(
-        [run.check_engine(FakeEngine(noise=0.1), expected), gpu], expected, model="m", revision=None
-    )
+    first = whole(run.check_engine(FakeEngine(noise=0.1), expected), gpu)
     second = run.check([FakeEngine(), FakeEngine(target="other")], expected, model="m")
     merged = second.merged_into(first)
     assert [(e.target, e.verdict) for e in merged.engines] == [
@@ -224,4 +224,4 @@ def test_merging_keeps_other_engines_and_replaces_the_same() -> None:
         ("other", "passed"),
     ]
     assert (first.verdict, second.verdict, merged.verdict) == ("failed", "passed", "passed")
-    assert run.parity_report([gpu], expected, model="m", revision=None).verdict == "not run"
+    assert whole(gpu).verdict == "not run"

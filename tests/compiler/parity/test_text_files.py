@@ -1,10 +1,10 @@
 """The user's own texts, from files in good and bad shape."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bei.compiler.parity.text_files import read_texts
@@ -56,6 +56,8 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
+    pa: Any = import_module("pyarrow")
+    pq: Any = import_module("pyarrow.parquet")
     pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"]}), tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet") == [("a", None), ("b", None)]
     pq.write_table(pa.table({"query": ["q"], "documents": [["d", "e"]]}), tmp_path / "b.parquet")
