@@ -131,7 +131,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """Gate and up side by side, values far into both tails."""
     import torch
 

@@ -129,7 +129,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """x in fp32, as the stream is, with a mean that a careless variance would trip over."""
     import torch
 

@@ -168,9 +168,31 @@ def _attention(
     tl.store(out + at[:, None] * OUT_STRIDE + head * H + h[None, :], y.to(out.dtype.element_ty), mask=live)
 
 
-def query_block(head_dim: int) -> int:
-    """Queries a work item covers: 64 leave room for several programs a multiprocessor, which hides short texts' latency."""
-    return 128 if 64 < head_dim <= 128 else 64
+BIG_SHARED = (90, 100, 103)
+"""SMs with 227 KiB of shared memory a block; the others have 99 (SM80: 163)."""
+
+
+def tile(sm: int, head_dim: int, *, causal: bool, fp32: bool) -> tuple[int, int, int, int]:
+    """Queries and keys of a tile, warps, stages. Measured on SM90; elsewhere what fits.
+
+    64 queries leave room for several programs a multiprocessor, which hides the latency of short texts; heads wider
+    than 64 need more queries to reuse keys.
+    """
+    queries = query_block(sm, head_dim)
+    if fp32:
+        return queries, 16, 4, 1
+    if head_dim <= 64:
+        return queries, 32 if head_dim <= 32 else 64, 4, 3
+    if sm not in BIG_SHARED:
+        return queries, 32, 4, 2 if head_dim <= 128 else 1
+    if head_dim <= 128:
+        return queries, 64 if causal else 32, 8, 3
+    return queries, 64, 8, 2
+
+
+def query_block(sm: int, head_dim: int) -> int:
+    """Queries a work item covers."""
+    return 128 if head_dim > 64 and sm in BIG_SHARED else 64
 
 
 def plan(
@@ -189,7 +211,7 @@ def plan(
     """Operands q, k, v, work, bias, out; see `reference`."""
     q, k, v, bias, out = (forms[name] for name in ("q", "k", "v", "bias", "out"))
     assert q and k and v and out
-    wide = head_dim > 64
+    queries, keys, warps, stages = tile(sm, head_dim, causal=causal, fp32=q.dtype == "f32")
     return launch(
         forms,
         function=_attention,
@@ -202,8 +224,8 @@ def plan(
             "H": head_dim,
             "GROUP": heads // kv_heads,
             "BLOCK_H": max(16, power_of_two(head_dim)),
-            "BLOCK_M": query_block(head_dim),
-            "BLOCK_N": 32 if head_dim > 128 or head_dim <= 32 or q.dtype == "f32" else 64,
+            "BLOCK_M": queries,
+            "BLOCK_N": keys,
             "SCALE": scale,
             "CAP": softcap or 0.0,
             "CAUSAL": causal,
@@ -212,8 +234,8 @@ def plan(
             "ALIBI": bias_kind == "alibi",
         },
         grid=(Size(symbol="one", times=heads), Size(symbol="work")),
-        warps=8 if wide else 4,
-        stages=2 if wide else 3,
+        warps=warps,
+        stages=stages,
     )
 
 
@@ -239,7 +261,7 @@ def work_items(lengths: tuple[int, ...], block: int, spare: int = 0) -> list[tup
     return items + [(0, 0, 0, 0)] * spare
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """q, k, v as views of one fused buffer, NaN behind the last token, two spare work items."""
     import torch
 
@@ -256,7 +278,7 @@ def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
         bias = torch.rand(N, device=device)
     elif attrs["bias_kind"] == "distance":
         bias = torch.randn(N, 2 * 20 + 1, device=device)
-    work = torch.tensor(work_items(lengths, query_block(H), 2), dtype=torch.int32, device=device)
+    work = torch.tensor(work_items(lengths, query_block(sm, H), 2), dtype=torch.int32, device=device)
     q, k, v = fused.split([N * H, K * H, K * H], 1)
     out = torch.zeros(tokens + 5, N * H, device=device, dtype=dtype)
     return Sample(

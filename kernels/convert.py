@@ -46,7 +46,7 @@ def plan(forms: Forms, *, sm: int) -> KernelLaunch:
 SHAPES: list[dict[str, Any]] = [{"n": 1}, {"n": 2500}]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """fp32 in, ``dtype`` out."""
     import torch
 

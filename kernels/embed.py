@@ -119,7 +119,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """A vocabulary of 50, 2 types, 20 positions."""
     import torch
 

@@ -57,7 +57,7 @@ def plan(forms: Forms, *, sm: int, rows: Symbol) -> KernelLaunch:
 SHAPES: list[dict[str, Any]] = [{"R": 1, "D": 32}, {"R": 3, "D": 1000}]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """The last row is zero."""
     import torch
 

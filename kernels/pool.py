@@ -125,7 +125,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """Tokens behind the last text are NaN; a fourth, empty text as a graph's spare row has it."""
     import torch
 

@@ -222,7 +222,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any) -> Sample:
+def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80) -> Sample:
     """q and k as views of one fused buffer; theta 10000."""
     import math
 

@@ -31,6 +31,9 @@ from bei.kernels.launch import Form, KernelLaunch
 from bei.manifest import EngineRecord
 
 TYPES: dict[DType, str] = {"f16": "*fp16", "f32": "*fp32", "bf16": "*bf16", "i32": "*i32"}
+SHARED_KIB = {80: 163, 90: 227, 100: 227, 103: 227}
+"""Shared memory a block can have, by SM; 99 KiB on all others."""
+
 STORED: dict[str, DType] = {"F16": "f16", "F32": "f32", "BF16": "bf16"}
 
 
@@ -139,7 +142,7 @@ def lower(
         constants=bytes(program.constants),
         inputs=finished.inputs,
         output=emitted.output,
-        query_block=query_block(cfg.head_dim),
+        query_block=query_block(options.sm, cfg.head_dim),
         position_pad=cfg.position_pad,
     )
     return plan, {**finished.kernels, **converters}
@@ -211,6 +214,12 @@ def compile_kernel(how: KernelLaunch, sm: int) -> Function:
         built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     except Exception as error:  # Triton's compiler raises many classes without a common base
         raise EngineError(f"cuda-sm{sm}: {how.function.__name__} does not compile: {error}") from error
+    limit = SHARED_KIB.get(sm, 99) << 10
+    if built.metadata.shared > limit:
+        raise EngineError(
+            f"cuda-sm{sm}: {how.function.__name__} needs {built.metadata.shared} bytes of shared memory, and a block "
+            f"of SM{sm} has {limit}. Use another target."
+        )
     scratch = sum(hasattr(built.metadata, f"{kind}_scratch_size") for kind in ("global", "profile"))
     return Function(
         cubin=built.asm["cubin"],

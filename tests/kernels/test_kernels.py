@@ -60,7 +60,7 @@ def _seeded() -> Iterator[None]:
 )
 @pytest.mark.parametrize(("kernel", "shape"), CASES)
 def test_matches_its_reference(kernel: Any, shape: Any, dtype: torch.dtype, tolerance: float) -> None:
-    sample = kernel.make_inputs(shape, device=DEVICE, dtype=dtype)
+    sample = kernel.make_inputs(shape, device=DEVICE, dtype=dtype, sm=SM)
     expected = kernel.reference(**sample.operands, **sample.attrs)
     run(kernel, sample.operands, sample.sizes, sm=SM, **sample.attrs)
     for name in sample.writes:

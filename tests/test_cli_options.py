@@ -1,0 +1,35 @@
+"""Every flag is a promise: a new one is a visible decision, made here."""
+
+import argparse
+from collections.abc import Callable
+
+import pytest
+
+from bei.compiler.cli import parser as compile_parser
+from bei.compiler.parity.cli import parser as parity_parser
+from bei.runtime.cli import parser as serve_parser
+from bei.runtime.inspect_cli import parser as inspect_parser
+
+FLAGS = {
+    "bei-compile": (
+        compile_parser,
+        """--calibration --config --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
+        --offline --out --policy --precision --repo --revision --target""",
+    ),
+    "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
+    "bei-parity": (parity_parser, "--checkpoint --full --help --html --json --target --texts"),
+    "bei-serve": (
+        serve_parser,
+        "--allow-unverified --help --host --max-queue-tokens --port --served-model-name --target --threads",
+    ),
+}
+
+
+@pytest.mark.parametrize("program", FLAGS)
+def test_flags(program: str) -> None:
+    parser: Callable[[], argparse.ArgumentParser]
+    parser, promised = FLAGS[program]
+    found = {
+        option for action in parser()._actions for option in action.option_strings if option.startswith("--")
+    }
+    assert found == set(promised.split())
