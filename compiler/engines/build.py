@@ -90,7 +90,7 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         backend=target.backend,
         device="cuda",
         layout=request.layout,
-        precision="fp16" if not request.precision.islands else "mixed",
+        precision=_named(request.precision),
         path=name,
         inputs=graph.inputs,
         status="built, not executed",
@@ -98,3 +98,10 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         compute_capabilities=target.compute_capabilities,
         evidence=built.evidence,
     )
+
+
+def _named(policy: Policy) -> str:
+    """What decides the gate: fp16, "fp16, 2 wider units", or the one type asked for throughout."""
+    if policy.mode in ("bf16", "fp32"):
+        return policy.mode
+    return f"fp16, {len(policy.islands)} wider units" if policy.islands else "fp16"

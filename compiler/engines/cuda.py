@@ -1,4 +1,5 @@
 """The CUDA engine: encoder to launch plan, its kernels compiled for one SM. Needs Triton, but neither a GPU nor PyTorch."""
+# mypy: disable-error-code="import-untyped"
 
 from collections import Counter
 from collections.abc import Mapping

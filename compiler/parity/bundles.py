@@ -12,11 +12,12 @@ import msgspec
 import bei
 from bei.compiler.bundle import hash_file
 from bei.compiler.parity.reference import Reference, hugging_face
-from bei.compiler.parity.report import EngineReport, ParityReport
+from bei.compiler.parity.report import EngineReport, ParityReport, RangeRow
 from bei.compiler.parity.run import Expected, check_engine, expect, not_run
 from bei.compiler.parity.rungs import load_encoder, with_rung
 from bei.compiler.parity.subject import bundle_engine, tokenize
 from bei.compiler.parity.texts import Sample, builtin, require_fit
+from bei.compiler.precision.policy import PLAIN, Policy, policy_of
 from bei.compiler.progress import QUIET, Progress
 from bei.errors import EngineError, ParityError
 from bei.manifest import EngineRecord, Manifest, Task
@@ -85,6 +86,15 @@ def _report(manifest: Manifest, engines: Sequence[EngineReport]) -> ParityReport
         revision=manifest.source.revision,
         task=manifest.head.task,
         engines=tuple(engines),
+        ranges=_ranges(policy_of(manifest)),
+    )
+
+
+def _ranges(policy: Policy) -> tuple[RangeRow, ...]:
+    """The audit that FP16 engines were built on; ``after`` only where something was folded."""
+    return tuple(
+        RangeRow(site=site, before=value, after=policy.folded.get(site))
+        for site, value in policy.ranges.items()
     )
 
 
@@ -132,9 +142,18 @@ def _engine(
         report = _measure(bundle, record, expected)
         if report.verdict == "passed":
             return report
-        encoder = load_encoder(checkpoint, record.precision)
+        policy = PLAIN if record.precision == "fp32" else policy_of(bundle.manifest)
+        encoder = load_encoder(checkpoint, record.precision, policy)
         rows = tokenize(bundle.manifest, open_tokenizer(bundle), expected.samples)
-        return with_rung(report, record, encoder, rows, expected)
+        return _judged(with_rung(report, record, encoder, rows, expected))
+
+
+def _judged(report: EngineReport) -> EngineReport:
+    """An engine that cannot run here, but whose precision already fails in torch, has failed."""
+    if report.verdict != "not run" or all(rung.verdict == "passed" for rung in report.rungs):
+        return report
+    reason = f"{report.reason}; its precision fails in torch already (see the rung)"
+    return msgspec.structs.replace(report, verdict="failed", reason=reason)
 
 
 def _measure(bundle: Bundle, record: EngineRecord, expected: Expected) -> EngineReport:

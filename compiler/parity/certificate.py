@@ -117,10 +117,14 @@ def _summary(engine: EngineReport) -> dict[str, Any]:
 
 
 def _earlier(bundle: Path, manifest: Manifest) -> ParityReport | None:
+    """The certificate so far; one that another version wrote cannot be continued, only replaced."""
     if manifest.parity.file is None:
         return None
     path = bundle / manifest.parity.file
-    return decode_report(path.read_bytes(), str(path))
+    try:
+        return decode_report(path.read_bytes(), str(path))
+    except ParityError:
+        return None
 
 
 def _manifest_alone(bundle: Path) -> Manifest:

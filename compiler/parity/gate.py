@@ -61,9 +61,9 @@ _Row = tuple[Literal["at_least", "at_most"], float, float, float]
 _LEAST: Literal["at_least"] = "at_least"
 _MOST: Literal["at_most"] = "at_most"
 
-# fp32 differs from the reference in the order of sums alone. FP16 keeps 11 bits and BF16 8: per-layer rounding errors
-# of 2^-11 and 2^-8 grow with about the square root of the depth. Vectors near-unanimously agree in rank long before
-# their cosine reaches these bounds, so the rank bounds leave room for near ties only.
+# fp32 differs from the reference in the order of sums alone. FP16 keeps 11 bits and BF16 8: rounding errors of 2^-12 and
+# 2^-9 a layer grow with about the square root of the depth. Neighbours and ranks change only where the reference itself
+# hardly decides, so their bounds leave room for near ties and nothing else.
 _ALWAYS: Mapping[str, _Row] = {
     "non_finite": (_MOST, 0, 0, 0),
     "token_ids_differ": (_MOST, 0, 0, 0),

@@ -28,23 +28,23 @@ def decide(
     auto: islands where FP16 storage is not enough (with ``search``, which needs torch); fp16: none; bf16, fp32: every
     unit. Raises InputError for an unusable file and EngineError when the audit cannot run.
     """
+    ranges = audit(cfg, head, weights, batches)
     if file is not None:
-        given = read_policy(file, cfg)
-        return msgspec.structs.replace(given, ranges=audit(cfg, head, weights, batches))
-    planned = plan_scales(cfg, audit(cfg, head, weights, batches))
-    if mode == "auto":
-        return _searched(cfg, head, weights, batches, planned) if search else _auto(planned)
-    if mode == "fp16":
-        return planned
-    wide: Wide = "bf16" if mode == "bf16" else "fp32"
-    reasons = planned.reasons | dict.fromkeys(units(cfg), f"--precision {mode}")
-    return msgspec.structs.replace(
-        planned, mode=mode, islands=dict.fromkeys(units(cfg), wide), reasons=reasons
-    )
+        policy = msgspec.structs.replace(read_policy(file, cfg), ranges=ranges)
+    else:
+        policy = msgspec.structs.replace(plan_scales(cfg, ranges), mode=mode)
+        if mode in ("bf16", "fp32"):
+            policy = _throughout(policy, cfg, "bf16" if mode == "bf16" else "fp32")
+        elif mode == "auto" and search:
+            policy = _searched(cfg, head, weights, batches, policy)
+    if policy.scales or policy.stream != 1.0:
+        policy = msgspec.structs.replace(policy, folded=audit(cfg, head, weights, batches, policy))
+    return policy
 
 
-def _auto(policy: Policy) -> Policy:
-    return msgspec.structs.replace(policy, mode="auto")
+def _throughout(policy: Policy, cfg: EncoderConfig, wide: Wide) -> Policy:
+    reasons = policy.reasons | dict.fromkeys(units(cfg), f"--precision {wide}")
+    return msgspec.structs.replace(policy, islands=dict.fromkeys(units(cfg), wide), reasons=reasons)
 
 
 def _searched(
@@ -58,5 +58,5 @@ def _searched(
     from bei.compiler.precision.islands import add_islands, trial
 
     case = trial(cfg, head, weights, batches)
-    policy = _auto(add_islands(case, planned))
+    policy = add_islands(case, planned)
     return msgspec.structs.replace(policy, storage_cosine=case.cosine(policy))

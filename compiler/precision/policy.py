@@ -14,6 +14,7 @@ import msgspec
 
 from bei.adapters.config import EncoderConfig
 from bei.errors import InputError
+from bei.manifest import Manifest
 
 Wide = Literal["bf16", "fp32"]
 Mode = Literal["auto", "fp16", "fp32", "bf16"]
@@ -26,7 +27,7 @@ _MLP = frozenset({"gate", "up", "down", "hidden", "moe", "ffn_norm", "ffn_out_no
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``scales``: site → power of two that its stored value carries (1 where absent); ``stream`` the residual
     stream's. ``islands``: unit → the wider type it is computed in. ``ranges``: largest magnitude per site over the
-    calibration texts, unscaled. ``reasons``: what each decision is for, by site or unit. ``storage_cosine``: what FP16
+    calibration texts, unscaled, and ``folded`` as stored where that differs. ``reasons``: what each decision is for, by site or unit. ``storage_cosine``: what FP16
     storage under this policy reaches against fp32 on those texts, in torch; None where it was not tried."""
 
     mode: Mode = "fp16"
@@ -34,6 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scales: dict[str, float] = {}
     islands: dict[str, Wide] = {}
     ranges: dict[str, float] = {}
+    folded: dict[str, float] = {}
     reasons: dict[str, str] = {}
     storage_cosine: float | None = None
 
@@ -44,6 +46,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 PLAIN = Policy()
 """No scale, no island."""
+
+
+def policy_of(manifest: Manifest) -> Policy:
+    """The policy that a bundle's FP16 engines were built with; `PLAIN` where it has none."""
+    return msgspec.convert(manifest.precision, Policy) if manifest.precision else PLAIN
 
 
 def unit_of(site: str) -> str | None:

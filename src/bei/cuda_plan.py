@@ -38,7 +38,7 @@ class _Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Immutable and strict."""
 
 
-class Size(_Data):
+class Size(_Data, frozen=True, kw_only=True):
     """ceil(sizes[symbol] · times / per); the symbol ``one`` is 1."""
 
     symbol: Symbol
@@ -50,7 +50,7 @@ class Size(_Data):
         return -(-sizes.get(self.symbol, 1) * self.times // self.per)
 
 
-class Operand(_Data):
+class Operand(_Data, frozen=True, kw_only=True):
     """A row-major [symbol, width] matrix: rows ``stride`` elements apart, beginning at element ``column``.
 
     ``name`` is an arena buffer, a weight or one of `INPUTS`.
@@ -65,7 +65,7 @@ class Operand(_Data):
     column: int = 0
 
 
-class Launch(_Data, tag="launch"):
+class Launch(_Data, frozen=True, kw_only=True, tag="launch"):
     """One kernel launch: ``op`` and ``attrs`` say what it computes (`bei.kernels.<op>.reference`), the rest how.
 
     ``function`` is a key of the plan's functions; ``operands`` in the kernel's parameter order (None: compiled out),
@@ -81,7 +81,7 @@ class Launch(_Data, tag="launch"):
     sizes: tuple[Symbol, ...] = ()
 
 
-class Product(_Data, tag="product"):
+class Product(_Data, frozen=True, kw_only=True, tag="product"):
     """out = epilogue(x · Wᵀ + bias), fp32 accumulation; W [width of out, width of x], or ``transposed`` [x, out]."""
 
     x: Operand
@@ -95,7 +95,7 @@ class Product(_Data, tag="product"):
 Step = Launch | Product
 
 
-class Function(_Data):
+class Function(_Data, frozen=True, kw_only=True):
     """A compiled kernel: ``scratch`` null pointers follow the sizes (Triton's scratch parameters, unused here)."""
 
     cubin: bytes
@@ -105,7 +105,7 @@ class Function(_Data):
     scratch: int
 
 
-class Buffer(_Data):
+class Buffer(_Data, frozen=True, kw_only=True):
     """A region of the arena of its symbol: [offset · n, (offset + row_bytes) · n) for n tokens or rows."""
 
     rows: Symbol
@@ -113,7 +113,7 @@ class Buffer(_Data):
     row_bytes: int
 
 
-class Part(_Data):
+class Part(_Data, frozen=True, kw_only=True):
     """``count`` stored values times ``scale`` go to element ``at`` of a weight; ``file`` None: the plan's constants."""
 
     file: str | None
@@ -124,7 +124,7 @@ class Part(_Data):
     scale: float = 1.0
 
 
-class WeightTensor(_Data):
+class WeightTensor(_Data, frozen=True, kw_only=True):
     """A device tensor of ``count`` elements put together from parts; the rest is zero."""
 
     dtype: DType
@@ -132,7 +132,7 @@ class WeightTensor(_Data):
     parts: tuple[Part, ...]
 
 
-class Plan(_Data):
+class Plan(_Data, frozen=True, kw_only=True):
     """One engine for one SM. ``arena`` bytes a token (``tokens``) and a row (``rows``) of a batch need.
 
     ``conversions``: how a stored dtype becomes a device one, by "F32:f16".

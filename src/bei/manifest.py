@@ -25,14 +25,14 @@ class _Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Immutable, and strict when decoded: a field this version does not know is refused."""
 
 
-class FileRecord(_Data):
+class FileRecord(_Data, frozen=True, kw_only=True):
     """``sha256`` in lower-case hex, ``size`` in bytes."""
 
     sha256: str
     size: int
 
 
-class Source(_Data):
+class Source(_Data, frozen=True, kw_only=True):
     """Where the checkpoint came from; ``revision`` is a commit hash, or None for a local folder."""
 
     repo: str
@@ -40,14 +40,14 @@ class Source(_Data):
     files: dict[str, FileRecord]
 
 
-class Golden(_Data):
+class Golden(_Data, frozen=True, kw_only=True):
     """A text and the token ids the tokenizer must give for it (special tokens included)."""
 
     text: str
     ids: tuple[int, ...]
 
 
-class TokenizerSpec(_Data):
+class TokenizerSpec(_Data, frozen=True, kw_only=True):
     """How to turn texts into ids.
 
     ``lowercase`` is sentence-transformers' ``do_lower_case``: the text is lower-cased before the tokenizer sees it.
@@ -60,7 +60,7 @@ class TokenizerSpec(_Data):
     golden: tuple[Golden, ...]
 
 
-class HeadSpec(_Data):
+class HeadSpec(_Data, frozen=True, kw_only=True):
     """What comes out of the engine's one output.
 
     embed: ``sentence_embedding`` float32 [B, dimensions]; classify and rerank: ``logits`` float32 [B, len(labels)];
@@ -78,7 +78,7 @@ class HeadSpec(_Data):
     problem_type: str | None = None
 
 
-class Limits(_Data):
+class Limits(_Data, frozen=True, kw_only=True):
     """Tokens a text may have, special tokens included; tokens (padding included) and rows of one engine call."""
 
     max_length: int
@@ -86,7 +86,7 @@ class Limits(_Data):
     max_batch: int
 
 
-class EngineRecord(_Data):
+class EngineRecord(_Data, frozen=True, kw_only=True):
     """One compiled plan. ``path`` is relative to the bundle; ``inputs`` are the tensor names it takes.
 
     ``layout`` padded: ``input_ids``, ``attention_mask``[, ``token_type_ids``] as [B, L]; packed: see the runtime's
@@ -107,7 +107,7 @@ class EngineRecord(_Data):
     evidence: dict[str, Any] = {}
 
 
-class ParityRecord(_Data):
+class ParityRecord(_Data, frozen=True, kw_only=True):
     """Verdict per engine target; the measurements are in ``file``."""
 
     file: str | None
@@ -115,7 +115,7 @@ class ParityRecord(_Data):
     summary: dict[str, Any] = {}
 
 
-class Manifest(_Data):
+class Manifest(_Data, frozen=True, kw_only=True):
     """Everything a runtime needs to know about a bundle."""
 
     schema_version: int

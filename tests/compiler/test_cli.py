@@ -81,7 +81,8 @@ def test_a_failed_gate_is_exit_1_and_the_bundle_is_kept_but_refused(
     """A wrong scale stands in for a wrong lowering."""
 
     def wrong(*parts: Any) -> Any:
-        return attention(*parts[:-1], replace(parts[-1], scale=1.5 * parts[-1].scale))
+        right: Any = attention
+        return right(*parts[:-1], replace(parts[-1], scale=1.5 * parts[-1].scale))
 
     monkeypatch.setattr("bei.compiler.lowering.onnx_ops.attention", wrong)
     out = tmp_path / "tiny.bundle"

@@ -32,7 +32,7 @@ def rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[Row]:
     ]
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
 
 

@@ -24,7 +24,7 @@ TORCH: dict[DType, torch.dtype] = {
 
 
 class SimulatedDevice:
-    """`Device` over host memory. ``precise`` keeps fp16 values in fp32 precision nowhere: types are as on a GPU."""
+    """`Device` over host memory; values are rounded to the types that a GPU would store."""
 
     name = "simulated"
 
@@ -91,7 +91,7 @@ class SimulatedDevice:
         self._queue(lambda: self._multiply(step, x, weight, bias, out, rows))
 
     def _multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
-        sizes = {step.x.rows: rows}
+        sizes: dict[str, int] = {step.x.rows: rows}
         w = self._matrix(step.weight, weight, sizes).float()
         y = self._matrix(step.x, x, sizes).float() @ (w if step.transposed else w.T)
         if step.bias is not None:

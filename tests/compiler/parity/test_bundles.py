@@ -118,6 +118,13 @@ def test_an_edited_certificate_is_refused_and_can_be_replaced(bundle: Bundle, re
     assert open_bundle(bundle.path).manifest.parity.verdicts == {"onnxruntime-cpu": "passed"}
 
 
+def test_a_certificate_of_another_version_is_replaced(bundle: Bundle, report: ParityReport) -> None:
+    older = msgspec.structs.replace(report, report_version=0)
+    certify(bundle.path, older)
+    certify(bundle.path, report)
+    assert decode_report((bundle.path / "parity.json").read_bytes(), "x") == report
+
+
 def test_a_full_disk_leaves_the_bundle_as_it_was(
     bundle: Bundle, report: ParityReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
