@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, what: str, rows: Sequence[Row]) -> None:
     """Write ``results/<name>.json`` and ``.md``, and print the table."""
-    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "what": what,
         "date": datetime.now(timezone.utc).date().isoformat(),

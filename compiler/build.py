@@ -17,7 +17,7 @@ from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from bei.compiler.encoder import output_width
 from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
 from bei.compiler.lowering.signature import signature
-from bei.compiler.precision.calibration import calibration_batches
+from bei.compiler.precision.calibration import calibration_batches, token_budget
 from bei.compiler.precision.decide import decide
 from bei.compiler.precision.policy import PLAIN, Mode, Policy
 from bei.compiler.progress import QUIET, Progress
@@ -169,7 +169,12 @@ def _precision(
     loaded, tokenizer = model.loaded, model.tokenizer
     with progress.stage("precision", None, unit="items"):
         batches = calibration_batches(
-            tokenizer.json, loaded.head.task, tokenizer.max_length, tokenizer.spec.pad_id, options.calibration
+            tokenizer.json,
+            loaded.head.task,
+            tokenizer.max_length,
+            tokenizer.spec.pad_id,
+            texts=options.calibration,
+            tokens=token_budget(loaded.weights),
         )
         return decide(
             loaded.cfg,

@@ -27,9 +27,10 @@ class Row:
 
 
 class Executor(Protocol):
-    """One engine on one device. Not thread-safe: one call at a time."""
+    """One engine on one device. ``concurrency`` is how many calls may run at once, from as many threads."""
 
     target: str
+    concurrency: int
 
     def run(self, rows: list[Row]) -> Sequence[Output] | Output:
         """The head's output, fp32: [B, d] for pooled heads, one [n_i, d] a row for per-token ones.
@@ -45,21 +46,25 @@ class Executor(Protocol):
         """Release the engine and its buffers; further calls are errors."""
 
 
-class Exclusive:
-    """An executor made safe for any number of threads: one call at a time."""
+class Guarded:
+    """An executor for any number of threads: those beyond its concurrency wait."""
 
     def __init__(self, executor: Executor) -> None:
         self.target = executor.target
+        self.concurrency = executor.concurrency
         self._executor = executor
-        self._lock = threading.Lock()
+        self._free = threading.Semaphore(executor.concurrency)
 
     def run(self, rows: list[Row]) -> Sequence[Output] | Output:
-        with self._lock:
+        with self._free:
             return self._executor.run(rows)
 
     def describe(self) -> dict[str, Any]:
         return self._executor.describe()
 
     def close(self) -> None:
-        with self._lock:
-            self._executor.close()
+        """Waits for the calls that run."""
+        for _ in range(self.concurrency):
+            self._free.acquire()
+        self._executor.close()
+        self._free.release(self.concurrency)

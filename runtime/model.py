@@ -18,7 +18,7 @@ from bei.errors import EngineError, InputError
 from bei.manifest import Manifest, Task
 from bei.runtime.batching import Budget, budget_for, plan
 from bei.runtime.bundle import Bundle, Choice, choose_engine, read_bundle, verify_files
-from bei.runtime.executor import Exclusive, Executor, Output, Row
+from bei.runtime.executor import Executor, Guarded, Output, Row
 from bei.runtime.executors import registry
 from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores
 from bei.runtime.prompts import resolve_prompt
@@ -50,10 +50,11 @@ class Model:
         self.bundle = bundle
         self.choice = choice
         self.tokenizer = tokenizer
-        self.executor = Exclusive(executor)
+        self.executor = Guarded(executor)
         self.budget = budget_for(choice.record, bundle.manifest.limits)
         self._closed = False
         self._background = ThreadPoolExecutor(1, "bei-tokenize")
+        self._lanes = ThreadPoolExecutor(executor.concurrency, "bei-engine")
 
     @property
     def manifest(self) -> Manifest:
@@ -138,6 +139,7 @@ class Model:
         """Release the engine; further calls are errors."""
         self._closed = True
         self._background.shutdown()
+        self._lanes.shutdown()
         self.executor.close()
 
     def __enter__(self) -> "Self":
@@ -195,9 +197,14 @@ class Model:
 
     def _run(self, rows: Sequence[Row], budget: Budget) -> Iterator[tuple[int, Output]]:
         """Each row's index and output, batch by batch."""
-        for batch in plan([len(row.ids) for row in rows], budget):
-            outputs = self.executor.run([rows[index] for index in batch])
-            yield from zip(batch, outputs, strict=True)
+        batches = plan([len(row.ids) for row in rows], budget)
+
+        def outputs(batch: Sequence[int]) -> Sequence[Output] | Output:
+            return self.executor.run([rows[index] for index in batch])
+
+        alone = len(batches) == 1 or self.executor.concurrency == 1
+        for batch, made in zip(batches, (map if alone else self._lanes.map)(outputs, batches), strict=True):
+            yield from zip(batch, made, strict=True)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Between HTTP and the engines: rows of all requests, batched together, one worker thread an engine.
+"""Between HTTP and the engines: rows of all requests, batched together, worker threads for each engine.
 
 Pure asyncio around a `FairQueue`; everything but the engines' own calls happens in the event loop.
 """
@@ -16,8 +16,8 @@ from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.fair_queue import Entry, FairQueue, Ticket
 
-IN_FLIGHT = 2
-"""Batches handed to an engine's thread: one runs, the next waits at the engine's door instead of behind the loop."""
+AHEAD = 1
+"""Batches handed to an engine's threads beyond those it runs: they wait at its door instead of behind the loop."""
 
 SMOOTHING = 0.1
 """Weight of the newest batch in the measured throughput."""
@@ -70,9 +70,10 @@ class Scheduler:
     def start(self) -> None:
         """Start the workers in the running event loop."""
         for number, executor in enumerate(self._executors):
-            thread = ThreadPoolExecutor(1, f"bei-engine-{number}")
-            self._threads.append(thread)
-            self._workers += [asyncio.create_task(self._serve(executor, thread)) for _ in range(IN_FLIGHT)]
+            threads = ThreadPoolExecutor(executor.concurrency, f"bei-engine-{number}")
+            self._threads.append(threads)
+            for _ in range(executor.concurrency + AHEAD):
+                self._workers.append(asyncio.create_task(self._serve(executor, threads)))
 
     @property
     def queued_tokens(self) -> int:
@@ -84,7 +85,8 @@ class Scheduler:
         """Measured over recent batches, all engines together; 0 before the first."""
         if not self._recent_seconds:
             return 0.0
-        return len(self._executors) * self._recent_tokens / self._recent_seconds
+        lanes = sum(executor.concurrency for executor in self._executors)
+        return lanes * self._recent_tokens / self._recent_seconds
 
     async def run(self, rows: Sequence[Row], *, timeout: float | None = None) -> list[Output]:
         """Each row's output, in order; if the caller is cancelled, what still waits is dropped.
@@ -130,8 +132,8 @@ class Scheduler:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for thread in self._threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def retry_after(self) -> float:
         """Seconds until what is queued now will have run, by the measured throughput."""
@@ -152,7 +154,7 @@ class Scheduler:
                 self.retry_after(),
             )
 
-    async def _serve(self, executor: Executor, thread: ThreadPoolExecutor) -> None:
+    async def _serve(self, executor: Executor, threads: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._work.wait()
@@ -161,7 +163,7 @@ class Scheduler:
                 self._work.clear()
                 continue
             try:
-                outputs, seconds = await loop.run_in_executor(thread, _run, executor, batch)
+                outputs, seconds = await loop.run_in_executor(threads, _run, executor, batch)
             except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to the requests of its batch
                 self._fail_batch(executor, batch, error)
             else:
@@ -202,7 +204,7 @@ class Scheduler:
 
 
 def _run(executor: Executor, batch: Sequence[Entry]) -> tuple[Sequence[Output] | Output, float]:
-    """In the engine's thread: outputs, one an entry, and the seconds they took."""
+    """In one of the engine's threads: outputs, one an entry, and the seconds they took."""
     began = time.perf_counter()
     outputs = executor.run([entry.row for entry in batch])
     if len(outputs) != len(batch):

@@ -36,13 +36,17 @@ def audit(
     """
     graph = emit(cfg, head, weights, ONNXRUNTIME_CPU, policy, probed=True)
     folder = next(str(weight.folder) for weight in graph.weights.values() if weight.folder is not None)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = _frugal()
     options.add_session_config_entry(FOLDER, folder)
     sites = [output.name or "" for output in graph.model.graph.outputs[1:]]
     ranges = dict.fromkeys(sites, 0.0)
     try:
-        session = onnxruntime.InferenceSession(graph.serialize(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            graph.serialize(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"],  # it would copy every transposed weight
+        )
         for ids, mask, types in batches:
             feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
             feeds["prompt_length"] = np.zeros(len(ids), np.int64)
@@ -52,3 +56,13 @@ def audit(
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise EngineError(f"range audit: ONNX Runtime failed ({error}).") from error
     return ranges
+
+
+def _frugal() -> onnxruntime.SessionOptions:
+    """A session for a few runs: weights stay in the file's mapping, where serving would make faster copies of them."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options

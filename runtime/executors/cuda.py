@@ -16,6 +16,8 @@ from bei.runtime.executor import Output, Row
 class CudaExecutor:
     """One engine on one GPU. `submit` and `result` keep two batches in flight; `run` is both."""
 
+    concurrency = 1
+
     def __init__(self, engine: Engine, record: EngineRecord) -> None:
         self.target = record.target
         self._engine: Engine | None = engine

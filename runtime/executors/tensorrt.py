@@ -79,6 +79,8 @@ def create(
 class TensorRtExecutor:
     """One context on one device; ``engine`` and ``context`` are the library's."""
 
+    concurrency = 1
+
     def __init__(
         self,
         engine: Any,

@@ -187,6 +187,7 @@ def test_executors_are_called_one_at_a_time(model: Model) -> None:
 
     class Single:
         target = "single"
+        concurrency = 1
 
         def run(self, rows: list[Row]) -> Sequence[Any]:
             assert busy.acquire(blocking=False), "two calls at once"

@@ -11,7 +11,7 @@ import pytest
 from bei.errors import DeadlineExceeded, EngineError, Overloaded, ShuttingDown
 from bei.runtime.batching import Budget
 from bei.runtime.executor import Output, Row
-from bei.runtime.scheduler import IN_FLIGHT, Scheduler
+from bei.runtime.scheduler import AHEAD, Scheduler
 
 BUDGET = Budget(max_tokens=64, max_rows=8)
 
@@ -23,8 +23,9 @@ def row(value: int, length: int = 4) -> Row:
 class Fake:
     """Answers each row with its first id; waits at the gate; fails on the ids in ``poison``."""
 
-    def __init__(self, *, poison: Sequence[int] = (), open_gate: bool = True) -> None:
+    def __init__(self, *, poison: Sequence[int] = (), open_gate: bool = True, concurrency: int = 1) -> None:
         self.target = "fake"
+        self.concurrency = concurrency
         self.batches: list[list[int]] = []
         self.entered = threading.Semaphore(0)
         self.gate = threading.Event()
@@ -81,7 +82,7 @@ async def queued(scheduler: Scheduler, tokens: int) -> None:
 async def blocked(scheduler: Scheduler, fake: Fake) -> list["asyncio.Task[list[int]]"]:
     """One request in the engine and one at its door, so that what follows stays in the queue."""
     tasks = []
-    for value in range(IN_FLIGHT):
+    for value in range(1 + AHEAD):
         tasks.append(asyncio.create_task(values(scheduler, row(1000 + value))))
         await asyncio.sleep(0.01)
     await fake.wait_entered()
@@ -124,7 +125,7 @@ def test_a_query_is_not_stuck_behind_bulk_work() -> None:
         fake.gate.set()
         assert await query == [2]
         assert len(await bulk) == 2000
-        assert next(n for n, batch in enumerate(fake.batches) if 2 in batch) <= IN_FLIGHT
+        assert next(n for n, batch in enumerate(fake.batches) if 2 in batch) <= 1 + AHEAD
         assert len(fake.batches) > 200
 
     scheduled(test, fake)
@@ -263,13 +264,17 @@ def test_an_engine_that_loses_rows_is_an_error() -> None:
     scheduled(test, fake)
 
 
-def test_every_replica_works() -> None:
-    fakes = [Fake(open_gate=False), Fake(open_gate=False)]
+@pytest.mark.parametrize("concurrencies", [(1, 1), (2,), (3, 1)])
+def test_every_replica_runs_as_many_batches_as_it_can(concurrencies: tuple[int, ...]) -> None:
+    fakes = [Fake(open_gate=False, concurrency=n) for n in concurrencies]
 
     async def test(scheduler: Scheduler) -> None:
         work = asyncio.create_task(values(scheduler, *[row(value, 30) for value in range(20)]))
         for fake in fakes:
-            await fake.wait_entered()
+            for _ in range(fake.concurrency):
+                await fake.wait_entered()
+            await asyncio.sleep(0.01)
+            assert len(fake.batches) == fake.concurrency
         for fake in fakes:
             fake.gate.set()
         assert await work == list(range(20))

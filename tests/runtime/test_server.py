@@ -338,6 +338,7 @@ class Slow:
     """Runs when the gate opens."""
 
     target = "slow"
+    concurrency = 1
 
     def __init__(self) -> None:
         self.gate = threading.Event()
