@@ -42,7 +42,7 @@ class Jina(HubModel):
         norms = ["attention.output.LayerNorm"]
         norms += ["attention.self.layer_norm_q", "attention.self.layer_norm_k"] if code else ["mlp.layernorm"]
         norms += ["layer_norm_1", "layer_norm_2"] if code else []
-        biased = {x: (d, d) for x in ("self.query", "self.key", "self.value", "output.dense")}
+        biased = dict.fromkeys(("self.query", "self.key", "self.value", "output.dense"), (d, d))
         for n in (f"encoder.layer.{i}" for i in range(config.num_hidden_layers)):
             found[f"{n}.mlp.{up}.weight"] = (2 * f, d)
             for name, shape in [*((f"attention.{x}", s) for x, s in biased.items()), (f"mlp.{down}", (d, f))]:

@@ -1,0 +1,42 @@
+"""Kernels to machine code, in a process of their own: Triton's interpreter, once chosen, cannot be left."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = textwrap.dedent("""
+    import sys
+    from bei.compiler.engines.cuda import SHARED_KIB, compile_kernel
+    from bei.kernels import add_norm, attention
+    from bei.kernels.launch import Form
+
+    sm = int(sys.argv[1])
+    wide = Form(dtype="f16", width=512, stride=512)
+    forms = {"q": wide, "k": wide, "v": wide, "work": Form(dtype="i32", width=4, stride=4), "bias": None, "out": wide}
+    how = attention.plan(
+        forms, sm=sm, heads=2, kv_heads=2, head_dim=256, scale=1.0, causal=False, window=None, softcap=None,
+        bias_kind=None,
+    )
+    for name in how.function.arg_names:
+        assert name in how.pointers or name in how.constants, name
+    function = compile_kernel(how, sm)
+    assert function.cubin[:4] == b"\\x7fELF" and function.symbol == "_attention"
+    assert function.threads == 32 * how.warps and function.scratch == 2
+    assert 0 < function.shared <= SHARED_KIB.get(sm, 99) << 10
+    assert "torch" not in sys.modules, "compiling a plan needs Triton alone"
+""")
+
+
+@pytest.mark.parametrize("sm", [80, 90, 120])
+def test_the_widest_attention_compiles_within_the_shared_memory_of(sm: int) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(sm)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,136 @@
+"""A plan under construction: what is dropped, what shares memory, what refuses."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.adapters.cases import CASES
+from tests.adapters.tiny import HIDDEN_STATES, Loaded, load, save
+
+from bei.compiler.engines.cuda import CudaOptions, lower
+from bei.compiler.lowering.cuda_program import Program, reads, writes
+from bei.compiler.precision.policy import Policy
+from bei.cuda_plan import Launch, Operand, Plan, Product, decode_plan, encode_plan
+from bei.errors import BundleError, LoweringError
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder: Path = tmp_path_factory.mktemp("bert")
+    save(CASES[0], folder)
+    return load(folder)
+
+
+def plan_of(bert: Loaded, **options: str) -> Plan:
+    plan, _ = lower(bert.cfg, HIDDEN_STATES, bert.weights, CudaOptions(sm=90, **options))  # type: ignore[arg-type]
+    return plan
+
+
+def ops(plan: Plan) -> list[str]:
+    return [step.op if isinstance(step, Launch) else "product" for step in plan.steps]
+
+
+def test_a_bert_layer_is_seven_steps(bert: Loaded) -> None:
+    layer = ["product", "attention", "product", "add_norm", "product", "activate", "product", "add_norm"]
+    assert ops(plan_of(bert)) == ["embed", *layer * len(bert.cfg.layers)]
+
+
+def test_gelu_in_the_epilogue_is_a_choice_that_the_plan_states(bert: Loaded) -> None:
+    plan = plan_of(bert, gelu="tanh")
+    assert plan.gelu == "tanh" and "activate" not in ops(plan)
+    assert [step.epilogue for step in plan.steps if isinstance(step, Product)].count("gelu_tanh") == len(
+        bert.cfg.layers
+    )
+    assert all(step.epilogue == "none" for step in plan_of(bert).steps if isinstance(step, Product))
+
+
+def test_q_k_v_are_one_product(bert: Loaded) -> None:
+    first = next(step for step in plan_of(bert).steps if isinstance(step, Product))
+    assert first.out.width == 3 * bert.cfg.dim
+    assert first.weight.name.startswith("layers.0.q.weight+layers.0.k.weight+layers.0.v.weight")
+
+
+def test_a_post_norm_stream_is_written_once_in_fp16(bert: Loaded) -> None:
+    norms = [step for step in plan_of(bert).steps if isinstance(step, Launch) and step.op == "add_norm"]
+    assert {step.writes for step in norms[:-1]} == {("half",)}
+    assert norms[-1].writes == ("full",)  # the head is fp32
+
+
+def test_an_fp32_stream_is_written_beside_the_products_input(bert: Loaded) -> None:
+    plan = plan_of(bert, stream="f32")
+    norms = [step for step in plan.steps if isinstance(step, Launch) and step.op == "add_norm"]
+    assert norms[0].writes == ("half", "full")
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
+def test_buffers_that_live_at_once_do_not_overlap(index: int, tmp_path: Path) -> None:
+    save(CASES[index], tmp_path)
+    check_places(plan_of(load(tmp_path)))
+
+
+def check_places(plan: Plan) -> None:
+    lives: dict[str, list[int]] = {plan.output.name: [len(plan.steps)]}
+    for at, step in enumerate(plan.steps):
+        for operand in (*reads(step), *writes(step)):
+            if operand.place == "arena":
+                lives.setdefault(operand.name, []).append(at)
+    for a, first in plan.buffers.items():
+        assert first.offset + first.row_bytes <= plan.arena[first.rows]
+        for b, second in plan.buffers.items():
+            together = a < b and first.rows == second.rows
+            if together and min(lives[a]) <= max(lives[b]) and min(lives[b]) <= max(lives[a]):
+                apart = (first.offset + first.row_bytes, second.offset + second.row_bytes)
+                assert apart[0] <= second.offset or apart[1] <= first.offset, (a, b)
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3)), min_size=1, max_size=12))
+def test_a_chain_of_any_widths_fits_and_is_small(chain: Sequence[tuple[int, int]]) -> None:
+    """Each step reads one of the last four buffers; no more than the live ones need memory."""
+    program = Program({})
+    made: list[Operand] = [program.buffer("tokens", 8, "f16")]
+    for width, back in chain:
+        source = made[max(0, len(made) - 1 - back)]
+        out = program.buffer("tokens", width, "f32")
+        program.steps.append(Product(x=source, weight=source, bias=None, out=out))
+        made.append(out)
+    finished = program.finish(made[-1], 90)
+    total = sum(buffer.row_bytes for buffer in finished.buffers.values())
+    assert finished.arena["tokens"] <= total
+    assert all(buffer.offset % 16 == 0 for buffer in finished.buffers.values())
+    assert made[-1].name in finished.buffers
+
+
+def test_what_nothing_reads_is_dropped() -> None:
+    program = Program({})
+    x = program.buffer("tokens", 8, "f16")
+    wanted, unwanted = program.buffer("tokens", 8, "f16"), program.buffer("tokens", 8, "f16")
+    program.steps += [Product(x=x, weight=x, bias=None, out=out) for out in (wanted, unwanted)]
+    finished = program.finish(wanted, 90)
+    assert [writes(step)[0].name for step in finished.steps] == [wanted.name]
+
+
+def test_islands_are_refused(bert: Loaded) -> None:
+    policy = Policy(islands={"layers.0.mlp": "bf16"})
+    with pytest.raises(LoweringError, match=r"layers\.0\.mlp.*TensorRT or ONNX Runtime"):
+        lower(bert.cfg, HIDDEN_STATES, bert.weights, CudaOptions(sm=90), policy)
+
+
+def test_a_plan_survives_its_encoding(bert: Loaded) -> None:
+    plan = plan_of(bert)
+    assert decode_plan(encode_plan(plan), "plan") == plan
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"{}", b"\xc1" * 40])
+def test_a_damaged_plan_is_a_bundle_error(data: bytes) -> None:
+    with pytest.raises(BundleError, match="not a launch plan"):
+        decode_plan(data, "engines/cuda-sm90/plan")
+
+
+def test_a_plan_of_another_version_is_refused(bert: Loaded) -> None:
+    import msgspec
+
+    newer = msgspec.structs.replace(plan_of(bert), version=99)
+    with pytest.raises(BundleError, match="plan version 99, but this bei reads 1"):
+        decode_plan(encode_plan(newer), "plan")
