@@ -214,7 +214,7 @@ def _manifest(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bei_version=bei.__version__,
-        name=checkpoint.name,
+        name=_name(checkpoint, options),
         model_type=checkpoint.config.name,
         adapter=model.adapter,
         license=checkpoint.license,
@@ -231,6 +231,13 @@ def _manifest(
         parity=ParityRecord(file=None, verdicts={engine.target: "not run" for engine in engines}),
         files=dict(writer.files),
     )
+
+
+def _name(checkpoint: Checkpoint, options: BuildOptions) -> str:
+    """The repository's name; for a folder, which may be called anything, the name chosen for the bundle."""
+    if checkpoint.revision is None and options.out is not None:
+        return options.out.name.removesuffix(".bundle")
+    return checkpoint.name
 
 
 def _head_spec(loaded: LoadedModel) -> HeadSpec:

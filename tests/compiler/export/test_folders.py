@@ -35,7 +35,8 @@ def vectors(bundle: Path, texts: list[str]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "repo", ["sentence-transformers/all-MiniLM-L6-v2", "Qwen/Qwen3-Embedding-0.6B", "google/embeddinggemma-300m"]
+    "repo",
+    ["sentence-transformers/all-MiniLM-L6-v2", "Qwen/Qwen3-Embedding-0.6B", "google/embeddinggemma-300m"],
 )
 def test_an_onnx_folder_needs_tokenizers_and_onnxruntime_alone(tmp_path: Path, repo: str) -> None:
     bundle, out = compiled(tmp_path, repo), tmp_path / "onnx"
@@ -65,7 +66,8 @@ def test_lower_casing_around_the_tokenizer_goes_into_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "repo", ["sentence-transformers/all-MiniLM-L6-v2", "Qwen/Qwen3-Embedding-0.6B", "google/embeddinggemma-300m"]
+    "repo",
+    ["sentence-transformers/all-MiniLM-L6-v2", "Qwen/Qwen3-Embedding-0.6B", "google/embeddinggemma-300m"],
 )
 def test_sentence_transformers_gets_the_same_vectors(tmp_path: Path, repo: str) -> None:
     """Its ONNX back end calls optimum, which does not install beside transformers 5; what that gives is the graph's
@@ -100,10 +102,14 @@ def through_onnx(library: Any, graph: Path, texts: list[str]) -> Any:
 def test_a_plain_checkpoint_gets_the_modules_that_say_what_the_bundle_does(tmp_path: Path) -> None:
     write_fixture(facts_of("answerdotai/ModernBERT-base"), tmp_path / "c")
     compile_bundle(
-        BuildOptions(repo=str(tmp_path / "c"), out=tmp_path / "b", targets=("onnxruntime-cpu",), max_length=32)
+        BuildOptions(
+            repo=str(tmp_path / "c"), out=tmp_path / "b", targets=("onnxruntime-cpu",), max_length=32
+        )
     )
     export(open_bundle(tmp_path / "b"), "sentence-transformers", tmp_path / "st", allow_unverified=True)
-    library = pytest.importorskip("sentence_transformers").SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    library = pytest.importorskip("sentence_transformers").SentenceTransformer(
+        str(tmp_path / "st"), device="cpu"
+    )
     assert library.max_seq_length == 32
     got = through_onnx(library, tmp_path / "st" / "model.onnx", TEXTS)
     np.testing.assert_allclose(got, vectors(tmp_path / "b", TEXTS), atol=3e-6)

@@ -77,7 +77,9 @@ def test_pairs_for_a_reranker(tmp_path: Path) -> None:
     bundle, models = repository(tmp_path, task="rerank", labels=["yes"])
     got = run(models, Request({"TEXT": ["query", "query"], "TEXT_PAIR": ["hello", "world . a"]}))["logits"]
     with bei.load(bundle) as model:
-        np.testing.assert_allclose(got[:, 0], model.rerank("query", ["hello", "world . a"], raw=True), atol=1e-6)
+        np.testing.assert_allclose(
+            got[:, 0], model.rerank("query", ["hello", "world . a"], raw=True), atol=1e-6
+        )
 
 
 def test_token_labels_come_with_the_places_of_the_tokens(tmp_path: Path) -> None:
@@ -107,7 +109,11 @@ def test_prompts(tmp_path: Path, include_prompt: bool) -> None:
 def test_a_bad_request_gets_its_own_error(tmp_path: Path) -> None:
     _, models = repository(tmp_path)
     with tokenizer_step(models / "tiny_tokenizer") as step:
-        bad = [Request({"TEXT": ["a"]}, prompt_name="nope"), Request({"TEXT": [b"\xff"]}), Request({"TEXT": ["a"]})]
+        bad = [
+            Request({"TEXT": ["a"]}, prompt_name="nope"),
+            Request({"TEXT": [b"\xff"]}),
+            Request({"TEXT": ["a"]}),
+        ]
         first, second, good = step.execute(bad)
     assert "prompt_name: 'nope' is unknown" in str(first.error)
     assert "utf-8" in str(second.error)

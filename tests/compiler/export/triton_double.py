@@ -39,7 +39,9 @@ class Request:
     """BYTES inputs [B, 1], as a client sends them."""
 
     def __init__(self, inputs: Mapping[str, list[str | bytes]], **parameters: str) -> None:
-        raw = {name: [t.encode() if isinstance(t, str) else t for t in texts] for name, texts in inputs.items()}
+        raw = {
+            name: [t.encode() if isinstance(t, str) else t for t in texts] for name, texts in inputs.items()
+        }
         self.tensors = {n: Tensor(n, np.array(texts, object).reshape(-1, 1)) for n, texts in raw.items()}
         self._parameters = parameters
 
