@@ -45,11 +45,11 @@ WORKLOADS: dict[str, dict[str, Lengths]] = {
 class Timed:
     """One model as an engine on the GPU."""
 
-    def __init__(self, folder: Path, gelu: Gelu = "erf", *, tune: bool = True) -> None:
+    def __init__(self, folder: Path, gelu: Gelu = "erf") -> None:
         cfg, weights = read(folder)
         major, minor = torch.cuda.get_device_capability()
         plan = build(cfg, EMBED, weights, CudaOptions(sm=10 * major + minor, gelu=gelu))
-        self.gpu = Gpu("benchmark", tune=tune)
+        self.gpu = Gpu("benchmark")
         self.engine = Engine(self.gpu, plan, folder)
 
     def device_ms(self, lengths: Lengths) -> float:

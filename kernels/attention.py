@@ -93,9 +93,12 @@ def _block(
             k_NH = tl.load(k + at[:, None] * K_STRIDE + h[None, :])
             v_NH = tl.load(v + at[:, None] * V_STRIDE + h[None, :])
         s = tl.dot(q, tl.trans(k_NH), input_precision="ieee")
+        # scores count in powers of two; SCALE waits for the exponent's own multiply-add where nothing is added first
+        LATE: tl.constexpr = CAP == 0 and REACH < 0
+        unit: tl.constexpr = SCALE * 1.4426950408889634 if LATE else 1.0
         if CAP > 0:
             s = CAP * (1 - 2 / (tl.exp(2 * SCALE / CAP * s) + 1)) * 1.4426950408889634
-        else:
+        elif not LATE:
             s = s * (SCALE * 1.4426950408889634)
         if REACH >= 0 or MASKED:
             away = n[None, :] - rows[:, None]
@@ -111,9 +114,9 @@ def _block(
             if WINDOW >= 0:
                 seen = seen & (tl.abs(away) <= WINDOW)
             s = tl.where(seen, s, -1e30)  # finite: a tile may hide all keys from a row that sees others later
-        higher = tl.maximum(peak, tl.max(s, 1))
+        higher = tl.maximum(peak, tl.max(s, 1) * unit)
         shrink = tl.exp2(peak - higher)
-        p = tl.exp2(s - higher[:, None])
+        p = tl.exp2(s * unit - higher[:, None])
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         acc = tl.dot(p.to(v_NH.dtype), v_NH, acc, input_precision="ieee")
@@ -172,7 +175,7 @@ BIG_SHARED = (90, 100, 103)
 """SMs with 227 KiB of shared memory a block; the others have 99 (SM80: 163)."""
 
 
-def tile(sm: int, head_dim: int, *, causal: bool, fp32: bool) -> tuple[int, int, int, int]:
+def tile(sm: int, head_dim: int, *, fp32: bool) -> tuple[int, int, int, int]:
     """Queries and keys of a tile, warps, stages. Measured on SM90; elsewhere what fits.
 
     64 queries leave room for several programs a multiprocessor, which hides the latency of short texts; heads wider
@@ -186,7 +189,7 @@ def tile(sm: int, head_dim: int, *, causal: bool, fp32: bool) -> tuple[int, int,
     if sm not in BIG_SHARED:
         return queries, 32, 4, 2 if head_dim <= 128 else 1
     if head_dim <= 128:
-        return queries, 64 if causal else 32, 8, 3
+        return queries, 32, 8, 3
     return queries, 64, 8, 2
 
 
@@ -211,7 +214,7 @@ def plan(
     """Operands q, k, v, work, bias, out; see `reference`."""
     q, k, v, bias, out = (forms[name] for name in ("q", "k", "v", "bias", "out"))
     assert q and k and v and out
-    queries, keys, warps, stages = tile(sm, head_dim, causal=causal, fp32=q.dtype == "f32")
+    queries, keys, warps, stages = tile(sm, head_dim, fp32=q.dtype == "f32")
     return launch(
         forms,
         function=_attention,

@@ -35,9 +35,12 @@ def translated(folder: Path) -> Iterator[Path]:
 
     It is there while loading; loaded weights stay. Raises ParityError for a checkpoint without any reference.
     """
-    config = _read(folder / "config.json")
+    config = read_config(folder)
     translate = TRANSLATIONS.get(str(config.get("model_type")))
-    files = {} if translate is None else translate(folder, dict(config))
+    try:
+        files = {} if translate is None else translate(folder, config)
+    except KeyError as error:
+        raise ParityError(f"{folder}: config.json lacks {error}. Is it complete?") from None
     if not files:
         yield folder
         return
@@ -60,7 +63,9 @@ def _lay_out(folder: Path, there: Path, files: Mapping[str, bytes]) -> None:
 
 def _gte(folder: Path, config: Config) -> Files:
     """inv_freq_i = (theta·s)^(−2i/d) / s^(2/d): linear scaling by s^(2/d) of theta·s."""
-    _need(folder, config, logn_attention_scale=False, logn_attention_clip1=False, layer_norm_type="layer_norm")
+    _need(
+        folder, config, logn_attention_scale=False, logn_attention_clip1=False, layer_norm_type="layer_norm"
+    )
     scaling = config.pop("rope_scaling", None) or {}
     theta, factor = float(config.get("rope_theta", 10_000.0)), float(scaling.get("factor", 1.0))
     size = config["hidden_size"] // config["num_attention_heads"]
@@ -199,7 +204,12 @@ def _modules(config: Config, pooling: str, *before: Mapping[str, str]) -> Files:
 
 def _module_list(kinds: list[Mapping[str, str]]) -> bytes:
     listed = [
-        {"idx": i, "name": str(i), "path": kind["path"], "type": f"sentence_transformers.models.{kind['type']}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": kind["path"],
+            "type": f"sentence_transformers.models.{kind['type']}",
+        }
         for i, kind in enumerate(kinds)
     ]
     return _json(listed)
@@ -254,6 +264,11 @@ def _need(folder: Path, config: Mapping[str, Any], **facts: Any) -> None:
                 f"{folder}: no reference for {key}={config[key]!r} (there is one for {value!r}). "
                 "Give a reference of its own."
             )
+
+
+def read_config(folder: Path) -> Config:
+    """config.json. Raises ParityError."""
+    return _read(folder / "config.json")
 
 
 def _read(path: Path) -> Config:

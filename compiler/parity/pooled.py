@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bei.compiler.parity.native import stored_tensor
+from bei.compiler.parity.native import read_config, stored_tensor
 from bei.errors import ParityError
 
 
@@ -47,8 +47,9 @@ class PooledClassifier(nn.Module):
                 return x_LD[-1]
 
 
-def load_pooled(folder: Path, own_config: dict[str, Any]) -> PooledClassifier:
-    """From a translated ``folder``; ``own_config`` is the checkpoint's. Raises ParityError without a score."""
+def load_pooled(folder: Path) -> PooledClassifier:
+    """From a translated ``folder``, whose config.json keeps pooling and temperature. Raises ParityError without a
+    score."""
     from transformers import AutoModel
 
     score = stored_tensor(folder, "score.weight")
@@ -57,5 +58,7 @@ def load_pooled(folder: Path, own_config: dict[str, Any]) -> PooledClassifier:
     model = AutoModel.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    pooling, temperature = own_config.get("pooling", "avg"), float(own_config.get("temperature", 1.0))
-    return PooledClassifier(model, score.float(), pooling, temperature)
+    own = read_config(folder)
+    return PooledClassifier(
+        model, score.float(), own.get("pooling", "avg"), float(own.get("temperature", 1.0))
+    )

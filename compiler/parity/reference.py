@@ -4,7 +4,6 @@ torch, transformers and sentence-transformers are the extra ``bei[parity]`` and 
 Nothing is fetched from the Hub, and no code that comes with a checkpoint is run.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bei.compiler.parity.native import read_config, translated
 from bei.compiler.parity.quiet import quiet
 from bei.compiler.parity.texts import Sample
 from bei.errors import ParityError
@@ -78,13 +78,15 @@ def hugging_face(
     """
     if not (folder / "config.json").is_file():
         raise ParityError(f"{folder}: no config.json there. Give the folder of a Hugging Face checkpoint.")
-    _refuse_misread(folder)
     try:
         import transformers  # noqa: F401  (is the extra there?)
     except ModuleNotFoundError as error:
         raise ParityError(f"parity: {error.name} is not installed. Run: pip install 'bei[parity]'") from None
-    with quiet():
-        return LOADERS[task](folder, task, max_length)
+    with quiet(), translated(folder) as readable:
+        _refuse_misread(readable)
+        pooled = task in ("classify", "rerank") and read_config(folder).get("model_type") == "llama_bidirec"
+        load = _load_pooled if pooled else LOADERS[task]
+        return load(readable, task, max_length)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,6 +295,25 @@ def _load_classifier(folder: Path, task: Task, max_length: int | None) -> Classi
     )
 
 
+def _load_pooled(folder: Path, task: Task, max_length: int | None) -> Classifier:
+    from transformers import AutoTokenizer
+
+    from bei.compiler.parity.pooled import load_pooled
+
+    def load() -> tuple[Any, Any]:
+        return load_pooled(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    model, tokenizer = _loaded(load, folder)
+    limits = [tokenizer.model_max_length, model.config.max_position_embeddings, max_length]
+    return Classifier(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        max_length=min(limit for limit in limits if limit is not None),
+        task=task,
+        versions=_versions("transformers", "torch"),
+    )
+
+
 def _load_tagger(folder: Path, task: Task, max_length: int | None) -> Tagger:
     import transformers
     from transformers import AutoModelForTokenClassification
@@ -357,12 +378,7 @@ def _loaded(load: Callable[[], Any], folder: Path) -> Any:
 
 def _refuse_misread(folder: Path) -> None:
     """Refuse what transformers loads without complaint as another function than the checkpoint's own."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (ValueError, OSError) as error:
-        raise ParityError(f"{folder / 'config.json'}: cannot be read ({error}).") from None
-    if not isinstance(config, dict):
-        raise ParityError(f"{folder / 'config.json'}: got {type(config).__name__}, need an object.")
+    config = read_config(folder)
     kind = config.get("model_type")
     positions = config.get("position_embedding_type") or "absolute"
     if kind == "bert" and positions != "absolute":

@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_float, c_int, c_size_t, c_ulonglong, c_void_p
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from bei.runtime.cuda.driver import Driver
 class Gpu:
     """Device ``index`` as CUDA counts. Raises EngineError where there is none."""
 
-    def __init__(self, subject: str, index: int = 0, *, tune: bool = True) -> None:
+    def __init__(self, subject: str, index: int = 0) -> None:
         self.subject = subject
         self.driver = Driver(subject)
         self._device = c_int()
@@ -34,7 +33,6 @@ class Gpu:
         self._functions: dict[str, tuple[c_void_p, Function]] = {}
         self._allocated: set[int] = set()
         self._pinned: list[c_void_p] = []
-        self._tune = tune
         self._lt: CublasLt | None = None
 
     def activate(self) -> None:
@@ -107,20 +105,8 @@ class Gpu:
 
     def multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
         if self._lt is None:
-            clock = self._time if self._tune else None
-            self._lt = CublasLt(self.subject, self.stream, self.allocate(WORKSPACE), clock)
+            self._lt = CublasLt(self.subject, self.stream, self.allocate(WORKSPACE))
         self._lt.multiply(step, x, weight, bias, out, rows)
-
-    def _time(self, work: Callable[[], None], repeats: int = 3, runs: int = 6) -> float:
-        """Median milliseconds of one run, in rows of several without a gap, after one to warm up."""
-        work()
-        times = []
-        for _ in range(repeats):
-            start = self._event(timing=True)
-            for _ in range(runs):
-                work()
-            times.append(self.elapsed(start, self._event(timing=True)) / runs)
-        return median(times)
 
     def elapsed(self, start: c_void_p, stop: c_void_p) -> float:
         """Milliseconds between two timing events, both spent."""

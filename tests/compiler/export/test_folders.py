@@ -75,7 +75,9 @@ def test_sentence_transformers_gets_the_same_vectors(tmp_path: Path, repo: str) 
     sentence_transformers = pytest.importorskip("sentence_transformers")
     bundle, out = compiled(tmp_path, repo), tmp_path / "st"
     export(open_bundle(bundle), "sentence-transformers", out, allow_unverified=True)
-    library = sentence_transformers.SentenceTransformer(str(out), device="cpu", local_files_only=True)
+    library = sentence_transformers.SentenceTransformer(
+        str(out), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
+    )
     got = through_onnx(library, out / "model.onnx", TEXTS)
     np.testing.assert_allclose(got, library.encode(TEXTS, prompt=""), atol=3e-6)
     np.testing.assert_allclose(got, vectors(bundle, TEXTS), atol=3e-6)
