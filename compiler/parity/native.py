@@ -133,9 +133,16 @@ def _nomic(folder: Path, config: Config) -> Files:
     _need(
         folder,
         config,
-        **{"prenorm": False, "use_rms_norm": False, "causal": False, "rotary_emb_fraction": 1.0},
-        **{"rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "parallel_block": False},
-        **{"moe_normalize_expert_weights": False, "num_shared_experts": 0, "expert_choice_router": False},
+        prenorm=False,
+        use_rms_norm=False,
+        causal=False,
+        rotary_emb_fraction=1.0,
+        rotary_emb_interleaved=False,
+        rotary_emb_scale_base=None,
+        parallel_block=False,
+        moe_normalize_expert_weights=False,
+        num_shared_experts=0,
+        expert_choice_router=False,
     )
     rows = config.get("pad_vocab_size_multiple") or 1
     sizes = {

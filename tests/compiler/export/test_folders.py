@@ -7,7 +7,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import tokenizers
-from tests.runtime.tiny import write_bundle
 
 import bei
 from bei.compiler.build import BuildOptions, compile_bundle
@@ -16,6 +15,7 @@ from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture
 from bei.errors import BundleError, InputError
 from bei.runtime.bundle import open_bundle
+from tests.runtime.tiny import write_bundle
 
 TEXTS = ["hello world", "A longer text, with Zürich and 東京. " * 40, "x"]
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tests.compiler.export.triton_double import Request, read_config, tokenizer_step
-from tests.runtime.tiny import engine, seal, write_bundle
 
 import bei
 from bei.compiler.export.cli import export
@@ -16,6 +14,8 @@ from bei.compiler.export.triton import largest_batch, lengths, model_name
 from bei.errors import BundleError
 from bei.manifest import Limits, decode_manifest
 from bei.runtime.bundle import open_bundle
+from tests.compiler.export.triton_double import Request, read_config, tokenizer_step
+from tests.runtime.tiny import engine, seal, write_bundle
 
 NUMPY = {"TYPE_INT64": np.int64, "TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
 
