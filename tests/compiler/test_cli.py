@@ -60,9 +60,11 @@ def test_a_bundle_from_a_folder(checkpoint: Path, tmp_path: Path, capsys: pytest
 
 
 def test_the_same_checkpoint_gives_the_same_bundle(checkpoint: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert main(["--repo", str(checkpoint), "--out", str(tmp_path / name), *CPU]) == 0
-    one, two = ((tmp_path / name / MANIFEST_FILE).read_bytes() for name in ("one", "two"))
+    outs = [tmp_path / place / "tiny.bundle" for place in ("one", "two")]
+    for out in outs:
+        out.parent.mkdir()
+        assert main(["--repo", str(checkpoint), "--out", str(out), *CPU]) == 0
+    one, two = ((out / MANIFEST_FILE).read_bytes() for out in outs)
     assert one == two
 
 
