@@ -174,6 +174,7 @@ def _jina(folder: Path, config: Config) -> Files:
     if config.get("feed_forward_type") not in ("geglu", "reglu"):
         _need(folder, config, feed_forward_type="geglu")
     code = JINA_CODE in f"{config.pop('_name_or_path', '')} {config.get('auto_map', '')}"
+    config.pop("attn_implementation", None)
     return _own_config(config | {"model_type": "bei-jina-bert", "qk_post_norm": code})
 
 
