@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from bei.compiler.cli import parser as compile_parser
+from bei.compiler.export.cli import parser as export_parser
 from bei.compiler.parity.cli import parser as parity_parser
 from bei.runtime.cli import parser as serve_parser
 from bei.runtime.inspect_cli import parser as inspect_parser
@@ -16,6 +17,7 @@ FLAGS = {
         """--calibration --config --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
         --offline --out --policy --precision --repo --revision --target""",
     ),
+    "bei-export": (export_parser, "--allow-unverified --format --help --out --target"),
     "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
     "bei-parity": (parity_parser, "--checkpoint --full --help --html --json --target --texts"),
     "bei-serve": (

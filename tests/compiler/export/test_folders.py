@@ -53,7 +53,7 @@ def test_an_onnx_folder_needs_tokenizers_and_onnxruntime_alone(tmp_path: Path, r
     np.testing.assert_allclose(got, vectors(bundle, TEXTS), atol=2e-6)
 
 
-def test_lower_casing_around_the_tokenizer_goes_into_it(tmp_path: Path) -> None:
+def test_truncation_and_padding_are_inside_the_tokenizer(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b")
     out = tmp_path / "onnx"
     export(open_bundle(bundle), "onnx", out)
