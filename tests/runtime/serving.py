@@ -1,6 +1,8 @@
 """A real uvicorn server on a loopback port, in a thread of the test process."""
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,9 +23,21 @@ def serving(service: Service) -> Iterator[str]:
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
+        while thread.is_alive() and not (server.started and _accepts(listener)):
+            time.sleep(0.01)
+        assert thread.is_alive(), "the server stopped while starting"
         try:
             yield url(listener)
         finally:
             server.should_exit = True
             thread.join(20)
     assert not thread.is_alive()
+
+
+def _accepts(listener: socket.socket) -> bool:
+    """Whether a connection gets through; on a loaded machine that can be a moment after the server says so."""
+    try:
+        socket.create_connection(listener.getsockname(), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
