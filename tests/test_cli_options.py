@@ -19,7 +19,10 @@ FLAGS = {
     ),
     "bei-export": (export_parser, "--allow-unverified --format --help --out --target"),
     "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
-    "bei-parity": (parity_parser, "--checkpoint --full --help --html --json --target --texts"),
+    "bei-parity": (
+        parity_parser,
+        "--checkpoint --full --help --html --json --only --target --texts --weights --workers --zoo",
+    ),
     "bei-serve": (
         serve_parser,
         "--allow-unverified --help --host --max-queue-tokens --port --served-model-name --target --threads",

@@ -27,10 +27,11 @@ class ProbedOnnxOps(OnnxOps):
         assert policy.layout == "padded"
         self.probes: dict[str, ir.Value] = {}
 
-    def _see(self, site: str, x: ir.Value, axes: tuple[int, ...] = (2,)) -> ir.Value:
-        """Record max |x| where the mask is set; x is [B, L, …] with ``axes`` after the first two."""
+    def _see(self, site: str, x: ir.Value) -> ir.Value:
+        """Record max |x| where the mask is set; x is [B, L, D], or [B, L, N, H] after the head split."""
         g = self.g
-        largest = g.op("ReduceMax", g.op("Abs", g.cast(x, FLOAT)), g.ints(*axes), keepdims=0)
+        flat = g.op("Reshape", g.op("Abs", g.cast(x, FLOAT)), g.ints(0, 0, -1))
+        largest = g.op("ReduceMax", flat, g.ints(2), keepdims=0)
         real = g.cast(self.layout.mask(), BOOL)
         kept = g.op("Where", real, largest, g.scalar(0, FLOAT), dtype=FLOAT)
         self.probes[site] = g.op("ReduceMax", kept, g.ints(0, 1), keepdims=0)
@@ -39,14 +40,9 @@ class ProbedOnnxOps(OnnxOps):
     def norm(self, x: ir.Value, name: str, kind: NormKind, eps: float, dim: int) -> ir.Value:
         y = super().norm(x, name, kind, eps, dim)
         if not name.startswith("head."):
-            axes = (2, 3) if name.endswith(("q_norm", "k_norm")) and dim != self._width(name) else (2,)
-            self._see(f"{name}.in", x, axes)
-            self._see(name, y, axes)
+            self._see(f"{name}.in", x)
+            self._see(name, y)
         return y
-
-    def _width(self, name: str) -> int:
-        """Features of q or k over all heads: a norm that wide runs before the head split."""
-        return self.g.weights[f"{name.removesuffix('_norm')}.weight"].shape[0]
 
     def linear(self, x: ir.Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[ir.Value]:
         results = super().linear(x, names, outs, dim)
@@ -54,7 +50,7 @@ class ProbedOnnxOps(OnnxOps):
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention, site: str) -> ir.Value:
         for name, x in (("q", q), ("k", k), ("v", v)):
-            self._see(f"{site}.{name}", x, (2, 3))
+            self._see(f"{site}.{name}", x)
         return self._see(site, super().attention(q, k, v, spec, site))
 
     def activation(self, x: ir.Value, act: Act, site: str | None = None) -> ir.Value:

@@ -1,7 +1,8 @@
 """bei-parity: a bundle's engines against Hugging Face, on built-in texts or on the user's own.
 
 Exit codes: 0 every engine that ran passed; 1 one did not; 2 the input is not usable, or nothing could run here.
-The bundle's certificate is updated in place; ``--json`` and ``--html`` write copies.
+The bundle's certificate is updated in place; ``--json`` and ``--html`` write copies. With ``--zoo`` every model of a zoo
+file is compiled for the CPU and checked; 1 then means that one did not pass.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from bei.compiler.parity.bundles import (
 )
 from bei.compiler.parity.certificate import certify, discard_damaged
 from bei.compiler.parity.html import render
+from bei.compiler.parity.matrix_cli import run_zoo, write_copies
 from bei.compiler.parity.numbers import bound, number
 from bei.compiler.parity.report import EngineReport, Measure, ParityReport, encode_report
 from bei.compiler.parity.text_files import read_texts
@@ -38,23 +40,31 @@ COLOURS = {"passed": "green", "failed": "bold red", "not run": "yellow"}
 def parser() -> argparse.ArgumentParser:
     """The flags; each one is a promise (tests/test_cli_options.py lists them)."""
     p = argparse.ArgumentParser(prog="bei-parity", description="Hold a bundle's engines to Hugging Face.")
-    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder that bei-compile wrote")
+    p.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="the folder that bei-compile wrote")
     p.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="default: the one inside the bundle")
     p.add_argument("--texts", type=Path, metavar="FILE", help="your own texts: txt, jsonl, csv or parquet")
     p.add_argument("--full", action="store_true", help="more of the built-in texts")
     p.add_argument("--target", action="append", default=[], help="repeatable; default: all that run here")
     p.add_argument("--json", type=Path, metavar="FILE", help="write a copy of the report")
     p.add_argument("--html", type=Path, metavar="FILE", help="write a copy of the page")
+    p.add_argument("--zoo", type=Path, metavar="FILE", help="every model of a zoo file instead of a bundle")
+    p.add_argument("--only", metavar="GLOB", help="with --zoo: the models whose owner/name matches")
+    p.add_argument("--weights", type=Path, metavar="DIR", help="with --zoo: real weights, in owner--name")
+    p.add_argument("--workers", type=int, metavar="N", help="with --zoo: processes (default 1)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    return report_errors("bei-parity", lambda: _run(args))
+    return report_errors("bei-parity", lambda: _run(args) if args.zoo is None else run_zoo(args))
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.bundle is None or args.only or args.weights or args.workers is not None:
+        raise ParityError(
+            "bei-parity: need a BUNDLE, or --zoo with --only, --weights, --workers. See bei-parity --help."
+        )
     progress = for_stderr()
     if discard_damaged(args.bundle):
         Console(stderr=True).print("[yellow]warning:[/] the old certificate was damaged and is replaced")
@@ -64,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         checkpoint = _checkpoint(args.checkpoint, bundle, stack, progress)
         report = check_bundle(bundle, checkpoint, texts, targets=args.target, progress=progress)
     certify(bundle.path, report)
-    _write_copies(report, args.json, args.html)
+    write_copies(args.json, encode_report(report), args.html, render(report))
     show(report, Console())
     if report.verdict == "not run":
         raise ParityError(f"{bundle.path}: none of the engines asked for runs on this machine.")
@@ -84,15 +94,6 @@ def _checkpoint(given: Path | None, bundle: Bundle, stack: ExitStack, progress: 
         return stack.enter_context(checkpoint_of(bundle))
     require_source(given, bundle.manifest, progress)
     return given
-
-
-def _write_copies(report: ParityReport, json: Path | None, html: Path | None) -> None:
-    for path, data in ((json, encode_report(report)), (html, render(report).encode())):
-        if path is not None:
-            try:
-                path.write_bytes(data)
-            except OSError as error:
-                raise ParityError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
 def show(report: ParityReport, console: Console) -> None:

@@ -32,7 +32,12 @@ def render(report: ParityReport) -> str:
     body = [_head(report), *(_engine(engine) for engine in report.engines)]
     if report.ranges:
         body.append(_ranges(report.ranges))
-    return _page().substitute(title=escape(f"Parity: {report.model}"), body="\n".join(body))
+    return page(f"Parity: {report.model}", "\n".join(body))
+
+
+def page(title: str, body: str) -> str:
+    """A whole page; ``title`` is text, ``body`` HTML."""
+    return _page().substitute(title=escape(title), body=body)
 
 
 @cache
@@ -45,7 +50,7 @@ def _head(report: ParityReport) -> str:
     rows = "".join(_overview_row(engine) for engine in report.engines)
     return (
         '<header><p class="soft small">Parity with Hugging Face</p>'
-        f'<div class="title"><h1>{escape(report.model)}</h1>{_pill(report.verdict)}</div>'
+        f'<div class="title"><h1>{escape(report.model)}</h1>{pill(report.verdict)}</div>'
         f'<p class="soft">{TASKS[report.task]}{revision} · measured with bei {escape(report.bei_version)}</p></header>'
         '<div class="wide"><table><caption>Every engine of this bundle</caption><thead><tr><th scope="col">engine</th>'
         '<th scope="col">verdict</th><th scope="col">precision</th><th scope="col">ran on</th></tr></thead>'
@@ -55,14 +60,14 @@ def _head(report: ParityReport) -> str:
 
 def _overview_row(engine: EngineReport) -> str:
     return (
-        f'<tr><th scope="row"><code>{escape(engine.target)}</code></th><td>{_pill(engine.verdict)}</td>'
+        f'<tr><th scope="row"><code>{escape(engine.target)}</code></th><td>{pill(engine.verdict)}</td>'
         f"<td>{escape(engine.precision)}</td><td>{escape(engine.device or '–')}</td></tr>"
     )
 
 
 def _engine(engine: EngineReport) -> str:
     key = escape(f"engine-{engine.target}")
-    title = f'<h2 id="{key}">{escape(engine.target)}</h2>{_pill(engine.verdict)}'
+    title = f'<h2 id="{key}">{escape(engine.target)}</h2>{pill(engine.verdict)}'
     parts = [f'<section aria-labelledby="{key}"><div class="title">{title}</div>']
     if engine.reason is not None:
         parts.append(f"<p>{escape(engine.reason)}</p>")
@@ -188,7 +193,7 @@ def _rungs(rungs: Sequence[Rung]) -> str:
     if not rungs:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(rung.name)}</th><td>{_pill(rung.verdict)}</td>'
+        f'<tr><th scope="row">{escape(rung.name)}</th><td>{pill(rung.verdict)}</td>'
         f"<td>{escape(_few(rung.measures))}</td></tr>"
         for rung in rungs
     )
@@ -250,7 +255,8 @@ def _largest(ranges: Sequence[RangeRow]) -> str:
     )
 
 
-def _pill(verdict: Verdict) -> str:
+def pill(verdict: Verdict) -> str:
+    """A verdict in its colours, as HTML."""
     return f'<span class="pill {CLASS[verdict]}">{SAID[verdict]}</span>'
 
 

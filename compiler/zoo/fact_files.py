@@ -6,7 +6,8 @@ tensors.yaml holds groups of tensors, tokenizers.yaml the tokenizers, every othe
 
 import difflib
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +83,7 @@ class RevisionFacts(_Facts, frozen=True):
 class CheckpointFacts(_Facts, frozen=True):
     """One checkpoint.
 
+    ``config``: in the file also a list of mappings, of which later ones override earlier ones.
     ``tensors``: prefix → groups of tensors.yaml. ``count`` tensors in all; ``bytes`` of the one weights file where
     the real size is known. ``layers``: how many are enough for every kind of layer. ``norm_centre``: what norm
     weights lie around. ``ffn_multiple``: the MLP width is a multiple of it. ``unverified``: paths of facts that come
@@ -136,8 +138,15 @@ def load_facts() -> Mapping[str, CheckpointFacts]:
         if path.name in SHARED:
             continue
         for repo, entry in _load(path)["checkpoints"].items():
-            found[repo] = _convert({"repo": repo, **entry}, CheckpointFacts, f"{path.name}: {repo}")
+            found[repo] = _convert({"repo": repo, **_merged(entry)}, CheckpointFacts, f"{path.name}: {repo}")
     return found
+
+
+def _merged(entry: dict[str, Any]) -> dict[str, Any]:
+    """A list of configs as one, later ones overriding earlier ones. (YAML's own merge keys with a list are not used:
+    PyYAML 6.0.4 takes them in another order than 6.0.3.)"""
+    config = entry.get("config")
+    return {**entry, "config": reduce(or_, config)} if isinstance(config, list) else entry
 
 
 @cache

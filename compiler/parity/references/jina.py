@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from bei.compiler.parity.references.plain import HubModel, attend, gelu, split_heads
 
 
-class JinaConfig(PreTrainedConfig):
+class JinaConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """The Hub's keys; ``qk_post_norm``: the variant of base-code."""
 
     model_type = "bei-jina-bert"
@@ -26,7 +26,7 @@ def slopes(heads: int) -> list[float]:
     return found if power == heads else [*found, *slopes(2 * power)[0::2][: heads - power]]
 
 
-class Jina(HubModel):
+class Jina(HubModel):  # type: ignore[no-untyped-call]
     """Post-norm, GeGLU, ALiBi instead of positions."""
 
     config_class = JinaConfig

@@ -14,13 +14,13 @@ from transformers import PreTrainedConfig
 from bei.compiler.parity.references.plain import HubModel, attend, gelu, silu, split_heads
 
 
-class NomicConfig(PreTrainedConfig):
+class NomicConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """The Hub's older keys, all of them, with ``vocab_size`` and ``n_inner`` as stored."""
 
     model_type = "bei-nomic-bert"
 
 
-class Nomic(HubModel):
+class Nomic(HubModel):  # type: ignore[no-untyped-call]
     """Post-norm, rotary positions. A gated MLP without biases, or with ``num_experts`` a plain one with them."""
 
     config_class = NomicConfig
@@ -68,7 +68,8 @@ class Nomic(HubModel):
             base = torch.where(ratio > 1, base * grown, base)
         frequencies = base[:, None] ** (-2 * torch.arange(size // 2) / size)
         positions = (mask_BL.long().cumsum(-1) - 1).clamp(min=0)
-        return (positions[:, :, None] * frequencies[:, None, :])[:, None]
+        angles: Tensor = positions[:, :, None] * frequencies[:, None, :]
+        return angles[:, None]
 
     def attention(self, x: Tensor, angles: Tensor, mask_BL: Tensor, n: str) -> Tensor:
         qkv = self.linear(x, f"{n}.attn.Wqkv", bias=bool(self.config.num_experts))

@@ -25,7 +25,7 @@ class HubModel(PreTrainedModel):
             path, _, leaf = name.rpartition(".")
             parameter = nn.Parameter(torch.full(shape, math.nan), requires_grad=False)
             self._module_at(path).register_parameter(leaf, parameter)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     @staticmethod
     def shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -77,7 +77,7 @@ def silu(x: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, N·H] → [B, N, L, H]"""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask_BL: Tensor) -> Tensor:

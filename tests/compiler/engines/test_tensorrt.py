@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -189,12 +190,19 @@ def file_limit(size: int) -> Iterator[None]:
 def test_ctrl_c_stops_the_build_and_leaves_no_plan(tmp_path: Path) -> None:
     """Raised inside a callback of the library, KeyboardInterrupt would vanish."""
     emitted = graph(replace(BERT, layers=BERT.layers * 8), tmp_path, "padded")
-    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    plan = tmp_path / "plan"
+
+    def interrupt() -> None:
+        while not plan.exists():  # opened when the builder starts
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         build(emitted, options("tensorrt-rtx-sm89"), tmp_path)
-    timer.join()
-    assert not (tmp_path / "plan").exists()
+    thread.join()
+    assert not plan.exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
