@@ -4,17 +4,27 @@ Pure asyncio around a `FairQueue`; everything but the engines' own calls happens
 """
 
 import asyncio
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from itertools import islice
+from time import perf_counter
+from typing import NamedTuple, cast
 
-from bei.errors import BeiError, DeadlineExceeded, EngineError, Overloaded, ShuttingDown
+from bei.errors import (
+    BeiError,
+    DeadlineExceeded,
+    EngineError,
+    EngineLost,
+    InputError,
+    Overloaded,
+    ShuttingDown,
+)
+from bei.runtime import stages
 from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.fair_queue import Entry, FairQueue, Ticket
+from bei.runtime.replica import MAX_FAULTS, Ran, Replica
 
 AHEAD = 1
 """Batches handed to an engine's threads beyond those it runs: they wait at its door instead of behind the loop."""
@@ -24,6 +34,11 @@ SMOOTHING = 0.1
 
 RETRY_SECONDS = (0.05, 60.0)
 
+TRIES = 2
+"""Replicas that a batch may fail on. Not all of them: a batch that kills engines must not reach every one."""
+
+NO_ENGINE_LEFT = "no engine is left: every replica has failed for good. Restart the server."
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request(Ticket):
@@ -32,6 +47,17 @@ class Request(Ticket):
     rows: int
     answer: asyncio.Future[list[Output]]
     outputs: dict[int, Output] = field(default_factory=dict)
+    began: float | None = None
+    """When an engine took the first of its rows."""
+
+
+class BatchFacts(NamedTuple):
+    """One batch that ran; ``slots`` are the tokens the engine computed, padding included."""
+
+    rows: int
+    tokens: int
+    slots: int
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -44,18 +70,24 @@ class Counts:
     slots: int = 0
     seconds: float = 0.0
     failed_batches: int = 0
+    retried_batches: int = 0
     dropped_requests: int = 0
     refused_requests: int = 0
 
 
 class Scheduler:
-    """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`."""
+    """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`.
+
+    A batch that fails on one engine is tried on another. An engine that is lost, or fails batches that then succeed
+    elsewhere, gets no more work.
+    """
 
     def __init__(self, executors: Sequence[Executor], budget: Budget, *, max_queue_tokens: int) -> None:
         self.counts = Counts()
+        self.on_batch: Callable[[BatchFacts], None] = lambda facts: None
+        self.max_queue_tokens = max_queue_tokens
+        self.budget = budget
         self._executors = executors
-        self._budget = budget
-        self._max_queue_tokens = max_queue_tokens
         self._queue = FairQueue()
         self._open: set[Request] = set()
         self._reserved = 0
@@ -64,16 +96,31 @@ class Scheduler:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._threads: list[ThreadPoolExecutor] = []
+        self._replicas: list[Replica] = []
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the workers in the running event loop."""
         for number, executor in enumerate(self._executors):
-            threads = ThreadPoolExecutor(executor.concurrency, f"bei-engine-{number}")
-            self._threads.append(threads)
+            replica = Replica(executor, number)
+            self._replicas.append(replica)
             for _ in range(executor.concurrency + AHEAD):
-                self._workers.append(asyncio.create_task(self._serve(executor, threads)))
+                self._workers.append(asyncio.create_task(self._serve(replica)))
+
+    @property
+    def replicas(self) -> int:
+        """Engines there are, alive or not."""
+        return len(self._executors)
+
+    @property
+    def replicas_alive(self) -> int:
+        """Engines that get work; 0 before the start."""
+        return sum(replica.alive for replica in self._replicas)
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests accepted and not yet answered."""
+        return len(self._open)
 
     @property
     def queued_tokens(self) -> int:
@@ -85,22 +132,24 @@ class Scheduler:
         """Measured over recent batches, all engines together; 0 before the first."""
         if not self._recent_seconds:
             return 0.0
-        lanes = sum(executor.concurrency for executor in self._executors)
+        lanes = sum(replica.executor.concurrency for replica in self._replicas if replica.alive)
         return lanes * self._recent_tokens / self._recent_seconds
 
     async def run(self, rows: Sequence[Row], *, timeout: float | None = None) -> list[Output]:
         """Each row's output, in order; if the caller is cancelled, what still waits is dropped.
 
         Raises Overloaded or ShuttingDown at once, DeadlineExceeded after ``timeout`` seconds, EngineError when a batch
-        with one of these rows fails.
+        with one of these rows fails, EngineLost when no engine is left.
         """
         if not rows:
             return []
-        self._admit(sum(len(row.ids) for row in rows))
+        tokens = sum(len(row.ids) for row in rows)
+        self._admit(tokens)
         loop = asyncio.get_running_loop()
         request = Request(rows=len(rows), answer=loop.create_future())
         self._open.add(request)
         self._idle.clear()
+        queued = perf_counter()
         alarm = None if timeout is None else loop.call_later(timeout, self._expire, request, timeout)
         try:
             self._queue.push(request, rows)
@@ -110,6 +159,7 @@ class Scheduler:
             if alarm is not None:
                 alarm.cancel()
             self._finish(request)
+            _note(request, queued, tokens)
 
     @contextmanager
     def reserve(self, tokens: int) -> Iterator[None]:
@@ -121,19 +171,23 @@ class Scheduler:
         finally:
             self._reserved -= tokens
 
-    async def close(self, drain_seconds: float = 0.0) -> None:
-        """Take nothing new, give what was accepted ``drain_seconds`` to finish, fail the rest, stop the workers."""
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, and wait until what was accepted is answered, at most ``seconds``."""
         self._closing = True
         drained = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait([drained], timeout=drain_seconds)
+        await asyncio.wait([drained], timeout=seconds)
         drained.cancel()
+
+    async def close(self, drain_seconds: float = 0.0) -> None:
+        """Drain, fail what is left, stop the workers."""
+        await self.drain(drain_seconds)
         for request in self._open:
             _fail(request, ShuttingDown("the server stopped before this request was done"))
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for threads in self._threads:
-            threads.shutdown(wait=False, cancel_futures=True)
+        for replica in self._replicas:
+            replica.threads.shutdown(wait=False, cancel_futures=True)
 
     def retry_after(self) -> float:
         """Seconds until what is queued now will have run, by the measured throughput."""
@@ -146,36 +200,70 @@ class Scheduler:
         """Refuse what the queue has no room for; an empty one takes any request, else a big one would never run."""
         if self._closing:
             raise ShuttingDown("the server is shutting down")
+        if not self.replicas_alive:
+            raise EngineLost(NO_ENGINE_LEFT)
         queued = self.queued_tokens
-        if queued and queued + tokens > self._max_queue_tokens:
+        if queued and queued + tokens > self.max_queue_tokens:
             self.counts.refused_requests += 1
             raise Overloaded(
-                f"the model is overloaded ({queued} tokens are queued, at most {self._max_queue_tokens})",
+                f"the model is overloaded ({queued} tokens are queued, at most {self.max_queue_tokens})",
                 self.retry_after(),
             )
 
-    async def _serve(self, executor: Executor, threads: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    async def _serve(self, replica: Replica) -> None:
+        while replica.alive:
             await self._work.wait()
-            batch = self._queue.take(self._budget)
-            if not batch:
-                self._work.clear()
-                continue
-            try:
-                outputs, seconds = await loop.run_in_executor(threads, _run, executor, batch)
-            except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to the requests of its batch
-                self._fail_batch(executor, batch, error)
+            if not replica.alive:
+                return
+            batch = self._queue.take(self.budget)
+            if batch:
+                await self._answer(batch, replica)
             else:
-                self._count(batch, seconds)
-                _deliver(batch, outputs)
+                self._work.clear()
 
-    def _fail_batch(self, executor: Executor, batch: Sequence[Entry], error: Exception) -> None:
+    async def _answer(self, batch: Sequence[Entry], first: Replica) -> None:
+        """Run a batch, on another replica when the first one fails, and settle who was at fault."""
+        failed: list[tuple[Replica, Exception]] = []
+        for replica in self._runners(first):
+            try:
+                loop = asyncio.get_running_loop()
+                ran = await loop.run_in_executor(replica.threads, replica.run, batch)
+            except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to the requests of its batch
+                failed.append((replica, error))
+                if isinstance(error, EngineLost):
+                    self._retire(replica)
+                if isinstance(error, InputError):
+                    break
+            else:
+                replica.faults = 0
+                for other, _ in failed:
+                    self._blame(other)
+                self.counts.retried_batches += bool(failed)
+                self._count(ran)
+                _deliver(ran)
+                return
         self.counts.failed_batches += 1
-        known = isinstance(error, BeiError)
-        message = str(error) if known else f"{executor.target}: {type(error).__name__}: {error}"
-        for request in {_request(entry) for entry in batch}:
-            _fail(request, EngineError(message))
+        _fail_batch(batch, *failed[-1])
+
+    def _runners(self, first: Replica) -> Iterator[Replica]:
+        """Where a batch may run: on the replica that took it, then on others that live, as long as it is asked for."""
+        yield first
+        others = (replica for replica in self._replicas if replica is not first)
+        others = (replica for replica in sorted(others, key=lambda other: other.faults) if replica.alive)
+        yield from islice(others, TRIES - 1)
+
+    def _blame(self, replica: Replica) -> None:
+        """It failed a batch that ran elsewhere. The last one alive is kept: it is better than none."""
+        replica.faults += 1
+        if replica.faults >= MAX_FAULTS and self.replicas_alive > 1:
+            self._retire(replica)
+
+    def _retire(self, replica: Replica) -> None:
+        """Give it no more work. After the last one, nothing that waits can be answered."""
+        replica.alive = False
+        if not self.replicas_alive:
+            for request in self._open:
+                _fail(request, EngineLost(NO_ENGINE_LEFT))
 
     def _expire(self, request: Request, timeout: float) -> None:
         _fail(request, DeadlineExceeded(f"not done within the {timeout:.3f} s that the client allows"))
@@ -189,40 +277,65 @@ class Scheduler:
         if not self._open:
             self._idle.set()
 
-    def _count(self, batch: Sequence[Entry], seconds: float) -> None:
-        tokens = sum(entry.length for entry in batch)
+    def _count(self, ran: Ran) -> None:
+        if not ran.entries:
+            return
+        tokens = sum(entry.length for entry in ran.entries)
+        longest = max(entry.length for entry in ran.entries)
+        facts = BatchFacts(
+            rows=len(ran.entries),
+            tokens=tokens,
+            slots=len(ran.entries) * longest if self.budget.padded else tokens,
+            seconds=ran.ended - ran.began,
+        )
         counts = self.counts
         counts.batches += 1
-        counts.rows += len(batch)
-        counts.tokens += tokens
-        counts.slots += len(batch) * max(entry.length for entry in batch) if self._budget.padded else tokens
-        counts.seconds += seconds
+        counts.rows += facts.rows
+        counts.tokens += facts.tokens
+        counts.slots += facts.slots
+        counts.seconds += facts.seconds
         if not self._recent_seconds:
-            self._recent_tokens, self._recent_seconds = float(tokens), seconds
+            self._recent_tokens, self._recent_seconds = float(tokens), facts.seconds
         self._recent_tokens += SMOOTHING * (tokens - self._recent_tokens)
-        self._recent_seconds += SMOOTHING * (seconds - self._recent_seconds)
+        self._recent_seconds += SMOOTHING * (facts.seconds - self._recent_seconds)
+        self.on_batch(facts)
 
 
-def _run(executor: Executor, batch: Sequence[Entry]) -> tuple[Sequence[Output] | Output, float]:
-    """In one of the engine's threads: outputs, one an entry, and the seconds they took."""
-    began = time.perf_counter()
-    outputs = executor.run([entry.row for entry in batch])
-    if len(outputs) != len(batch):
-        raise EngineError(f"{executor.target}: gave {len(outputs)} outputs for {len(batch)} rows")
-    return outputs, time.perf_counter() - began
-
-
-def _deliver(batch: Sequence[Entry], outputs: Sequence[Output] | Output) -> None:
-    for entry, output in zip(batch, outputs, strict=True):
+def _deliver(ran: Ran) -> None:
+    for entry, output in zip(ran.entries, ran.outputs, strict=True):
         request = _request(entry)
+        request.began = ran.began if request.began is None else min(request.began, ran.began)
         request.outputs[entry.place] = output
         if len(request.outputs) == request.rows and not request.answer.done():
             request.answer.set_result([request.outputs[index] for index in range(request.rows)])
 
 
+def _fail_batch(batch: Sequence[Entry], replica: Replica, error: Exception) -> None:
+    """Every request with a row in the batch gets an error of its own."""
+    known = isinstance(error, BeiError)
+    message = str(error) if known else f"{replica.executor.target}: {type(error).__name__}: {error}"
+    kind = EngineLost if isinstance(error, EngineLost) else EngineError
+    for request in {_request(entry) for entry in batch}:
+        _fail(request, kind(message))
+
+
 def _fail(request: Request, error: BeiError) -> None:
     if not request.answer.done():
         request.answer.set_exception(error)
+
+
+def _note(request: Request, queued: float, tokens: int) -> None:
+    """Size, and time in the queue and in engines, for whoever keeps a record of this request."""
+    record = stages.current()
+    if record is None:
+        return
+    record.rows += request.rows
+    record.tokens += tokens
+    now = perf_counter()
+    began = now if request.began is None else request.began
+    record.stages.append(stages.Stage("queue", queued, began))
+    if request.began is not None:
+        record.stages.append(stages.Stage("run", began, now))
 
 
 def _request(entry: Entry) -> Request:

@@ -35,6 +35,10 @@ class EngineError(BeiError):
     """A backend cannot build or run an engine."""
 
 
+class EngineLost(EngineError):
+    """An engine that will not run again in this process: its device or its context is gone."""
+
+
 class ParityError(BeiError):
     """Parity cannot be measured (a *failed* gate is data, not an exception)."""
 
