@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator, Sequence
 import uvicorn
 
 from bei.errors import BeiError
+from bei.runtime.http.app import create_app
+from bei.runtime.http.settings import Settings
 from bei.runtime.model import load
-from bei.runtime.server import create_app
 from bei.runtime.service import Service
 
 DRAIN_SECONDS = 30
@@ -75,7 +76,7 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> None:
         model.warm_up()
         service = Service(model, name=args.served_model_name, max_queue_tokens=args.max_queue_tokens)
         config = uvicorn.Config(
-            create_app(service, drain_seconds=DRAIN_SECONDS),
+            create_app({service.name: service}, Settings(drain_seconds=DRAIN_SECONDS)),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,

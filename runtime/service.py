@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from bei.errors import InputError
-from bei.manifest import Task
 from bei.runtime.executor import Output, Row
 from bei.runtime.model import Model
 from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings
@@ -83,7 +82,6 @@ class Service:
         timeout: float | None = None,
     ) -> Embedded:
         """One vector an input. Raises InputError, EngineError and the scheduler's errors."""
-        self._need("embed")
         head = self.manifest.head
         check_dimensions(head, dimensions)
         check_normalize(head, normalize)
@@ -110,11 +108,6 @@ class Service:
             side=truncation.side,
         )
         return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
-
-    def _need(self, task: Task) -> None:
-        have = self.manifest.head.task
-        if have != task:
-            raise InputError(f"{self.name} is made for {have!r}, this route needs a model for {task!r}.")
 
 
 def guess_tokens(inputs: Sequence[Input], max_length: int) -> int:

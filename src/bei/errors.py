@@ -51,6 +51,18 @@ class InputError(BeiError):
     """A text, pair or token list that cannot be processed as it is."""
 
 
+class EmptyInput(InputError):
+    """A request without any input."""
+
+
+class WrongTask(InputError):
+    """The model is made for another task than the one asked for."""
+
+
+class ModelNotFound(BeiError):
+    """No bundle of that name is served."""
+
+
 class Overloaded(BeiError):
     """Too much work is queued; worth another try in ``retry_after`` seconds."""
 

@@ -5,20 +5,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from bei.runtime.cli import bind, url
-from bei.runtime.server import create_app
+from bei.runtime.http.app import create_app
+from bei.runtime.http.settings import Settings
 from bei.runtime.service import Service
 
 MAX_BODY_BYTES = 1 << 20
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[str]:
+def serving(*services: Service, **settings: Any) -> Iterator[str]:
     """The server's base URL; at the end it must stop by itself."""
-    app = create_app(service, drain_seconds=5, max_body_bytes=MAX_BODY_BYTES)
+    told = Settings(drain_seconds=5, max_body_bytes=MAX_BODY_BYTES, **settings)
+    app = create_app({service.name: service for service in services}, told)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -1,0 +1,87 @@
+"""The application: routes from the table of operations, their lifespan, and the handlers of errors."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+
+from bei.runtime.http.body import read_body
+from bei.runtime.http.encoding import respond
+from bei.runtime.http.errors import FAILURES, Failure
+from bei.runtime.http.operation import Call, Operation
+from bei.runtime.http.operations import OPERATIONS, family_of
+from bei.runtime.http.served import Served
+from bei.runtime.http.settings import Settings
+from bei.runtime.http.waiting import seconds_left, unless_gone
+from bei.runtime.service import Service
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(
+    services: Mapping[str, Service],
+    settings: Settings | None = None,
+    *,
+    middleware: Sequence[Middleware] = (),
+    routes: Sequence[BaseRoute] = (),
+) -> Starlette:
+    """The application over ``services`` by name; its lifespan starts them, and drains them at the end.
+
+    ``routes`` come before the contracts' own. Every route is under /sync too.
+    """
+    settings = settings or Settings()
+    served = Served(services, strict=settings.strict_model_name)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        served.start()
+        yield
+        await served.close(settings.drain_seconds)
+
+    made: list[BaseRoute] = [*routes, *contract_routes(served, settings)]
+    return Starlette(
+        routes=[*made, Mount("/sync", routes=made)],
+        middleware=middleware,
+        exception_handlers=dict.fromkeys(FAILURES, answer_error),
+        lifespan=lifespan,
+    )
+
+
+def contract_routes(served: Served, settings: Settings) -> list[BaseRoute]:
+    return [
+        Route(path, endpoint(operation, served, settings), methods=[operation.method])
+        for operation in OPERATIONS
+        for path in operation.paths
+    ]
+
+
+def endpoint(operation: Operation, served: Served, settings: Settings) -> Endpoint:
+    """Read, handle for as long as the client is there, answer."""
+
+    async def answer(request: Request) -> Response:
+        call = Call(
+            served=served,
+            settings=settings,
+            headers=request.headers,
+            path_params=request.path_params,
+            timeout=seconds_left(request.headers),
+        )
+        if operation.body is None:
+            return await respond(await operation.handle(call, None))
+        body = await read_body(request, operation.body, settings.max_body_bytes)
+        return await respond(await unless_gone(request, operation.handle(call, body)))
+
+    return answer
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """In the words of the route's own family."""
+    return family_of(request.scope["path"])(failure_of(error))
+
+
+def failure_of(error: Exception) -> Failure:
+    return next(FAILURES[kind] for kind in type(error).__mro__ if kind in FAILURES)(error)

@@ -1,0 +1,51 @@
+"""What a route is: the one description that the router, the error handlers and the OpenAPI document are made from."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from bei.runtime.http.errors import Family, openai_error
+from bei.runtime.http.served import Served
+from bei.runtime.http.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One request beside its body; ``timeout`` in seconds is what the client allows."""
+
+    served: Served
+    settings: Settings
+    headers: Headers = field(default_factory=Headers)
+    path_params: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """``content`` is anything msgspec encodes, arrays included (None: an empty body); ``numbers`` counts what it holds
+    beyond the small, so that a big one is written outside the event loop."""
+
+    content: Any = None
+    numbers: int = 0
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operation:
+    """``handle`` takes the call and the body, decoded as ``body`` (None: a GET without one), and answers with ``gives``."""
+
+    name: str
+    paths: tuple[str, ...]
+    summary: str
+    handle: Callable[[Call, Any], Awaitable[Answer]]
+    tag: str
+    body: Any = None
+    gives: Any = None
+    family: Family = openai_error
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.body is None else "POST"
