@@ -23,6 +23,7 @@ from bei.runtime.executors import registry
 from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores
 from bei.runtime.prompts import resolve_prompt
 from bei.runtime.tokenizer import Input, Pair, Spans, Tokenizer, open_tokenizer
+from bei.runtime.warm_up import shape_classes, warm_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -130,10 +131,15 @@ class Model:
             for i, row in enumerate(rows)
         ]
 
-    def warm_up(self) -> None:
-        """Run one text through all of it, so that the first request pays for nothing. Raises EngineError."""
-        rows = self.tokenizer.encode(["warm up"], max_length=self.max_length)
-        check_finite([output for _, output in self._run(rows, self.budget)])
+    def warm_up(self, engines: Sequence[Executor] | None = None) -> None:
+        """Run every shape class on ``engines`` (default: the model's own), so that no request pays for a first time.
+
+        Raises EngineError.
+        """
+        (row,) = self.tokenizer.encode(["warm up"], max_length=self.max_length)
+        shapes = shape_classes(self.budget, self.max_length, gpu=self.choice.record.device != "cpu")
+        for engine in engines or [self.executor]:
+            warm_up(engine, row, shapes)
 
     def close(self) -> None:
         """Release the engine; further calls are errors."""
