@@ -51,6 +51,7 @@ class TokenizerSpec(_Data, frozen=True, kw_only=True):
     """How to turn texts into ids.
 
     ``lowercase`` is sentence-transformers' ``do_lower_case``: the text is lower-cased before the tokenizer sees it.
+    ``unk_id`` is the id of the unknown token, None where there is none.
     """
 
     file: str
@@ -58,6 +59,7 @@ class TokenizerSpec(_Data, frozen=True, kw_only=True):
     lowercase: bool
     vocab_size: int
     golden: tuple[Golden, ...]
+    unk_id: int | None = None
 
 
 class HeadSpec(_Data, frozen=True, kw_only=True):
