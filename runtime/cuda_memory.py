@@ -4,23 +4,24 @@ Buffers grow and are kept: a server soon allocates nothing any more. CUDA's cont
 starts with `activate`.
 """
 
-import ctypes
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bei.errors import EngineError
-
-MODULE = "cuda.bindings.driver"
-"""What the buffers are made with (package cuda-bindings); TensorRT itself does not need it."""
+from bei.runtime.cuda.device import Bytes
+from bei.runtime.cuda.gpu import Gpu
 
 
 class Memory(Protocol):
-    """What an executor needs of a device. Addresses are device addresses; ``stream`` is a stream handle."""
+    """What an executor needs of a device. Addresses are device addresses; ``stream`` is a stream handle.
+
+    ``moves`` counts the times a buffer came to lie elsewhere: a CUDA graph holds addresses and is void after that.
+    """
 
     stream: int
+    moves: int
 
     def activate(self) -> None:
         """Make the device current in the calling thread."""
@@ -34,6 +35,15 @@ class Memory(Protocol):
     def download(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """What the named buffer holds once the stream is done: a copy on the host."""
 
+    def capture(self, work: Callable[[], None]) -> Any:
+        """``work``, run once for real, as a CUDA graph. Raises EngineError where it cannot be captured."""
+
+    def replay(self, graph: Any) -> None:
+        """Queue a graph."""
+
+    def forget(self, graph: Any) -> None:
+        """Free a graph, once the stream is done with it."""
+
     def size(self) -> int:
         """Bytes held on the device."""
 
@@ -42,77 +52,76 @@ class Memory(Protocol):
 
 
 class CudaMemory:
-    """`Memory` through the CUDA driver, in the device's primary context (the one TensorRT uses)."""
+    """`Memory` through the CUDA driver, in the device's primary context (the one TensorRT uses). Errors begin with
+    ``subject``."""
 
-    def __init__(self, device: int) -> None:
-        self._cuda: Any = import_module(MODULE)
-        self._call("cuInit", 0)
-        self._device = self._call("cuDeviceGet", device)
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self.activate()
-        self._stream = self._call("cuStreamCreate", 1)  # CU_STREAM_NON_BLOCKING
-        self.stream = int(self._stream)
-        self._on_device: dict[str, tuple[Any, int]] = {}
-        self._on_host: dict[str, tuple[Any, int]] = {}
+    def __init__(self, subject: str, device: int) -> None:
+        self._gpu = Gpu(subject, device)
+        assert self._gpu.stream.value is not None
+        self.stream = self._gpu.stream.value
+        self.moves = 0
+        self._on_device: dict[str, tuple[int, int]] = {}
+        self._on_host: dict[str, Bytes] = {}
+        self._read: set[str] = set()
 
     def activate(self) -> None:
-        self._call("cuCtxSetCurrent", self._context)
+        self._gpu.activate()
 
     def upload(self, name: str, array: npt.NDArray[Any]) -> int:
-        nbytes = max(1, array.nbytes)
-        address, staging = self._grow(name, nbytes), self._pinned(name, nbytes)
-        ctypes.memmove(int(staging), np.ascontiguousarray(array).ctypes.data, array.nbytes)
-        self._call("cuMemcpyHtoDAsync", address, int(staging), array.nbytes, self._stream)
-        return int(address)
+        address, staging = self.reserve(name, array.nbytes), self._pinned(name, array.nbytes)
+        staging[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if array.nbytes:
+            self._gpu.upload(address, staging)
+            self._read.add(name)
+        return address
 
     def reserve(self, name: str, nbytes: int) -> int:
-        return int(self._grow(name, max(1, nbytes)))
+        if name in self._on_device and self._on_device[name][1] >= nbytes:
+            return self._on_device[name][0]
+        if name in self._on_device:
+            self._wait()
+            self._gpu.release(self._on_device.pop(name)[0])
+        self._on_device[name] = (self._gpu.allocate(nbytes), nbytes)
+        self.moves += 1
+        return self._on_device[name][0]
 
     def download(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         out = np.empty(shape, dtype)
-        address, _ = self._on_device[name]
-        staging = self._pinned(name, max(1, out.nbytes))
-        self._call("cuMemcpyDtoHAsync", int(staging), address, out.nbytes, self._stream)
-        self._call("cuStreamSynchronize", self._stream)
-        ctypes.memmove(out.ctypes.data, int(staging), out.nbytes)
+        staging = self._pinned(f"{name}, back", out.nbytes)
+        if out.nbytes:
+            self._gpu.download(staging, self._on_device[name][0])
+        self._wait()
+        out.reshape(-1).view(np.uint8)[:] = staging
         return out
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        return self._gpu.capture(work)
+
+    def replay(self, graph: Any) -> None:
+        self._gpu.replay(graph)
+
+    def forget(self, graph: Any) -> None:
+        self._wait()
+        self._gpu.forget(graph)
 
     def size(self) -> int:
         return sum(nbytes for _, nbytes in self._on_device.values())
 
     def close(self) -> None:
         self.activate()
-        self._call("cuStreamSynchronize", self._stream)
-        for address, _ in self._on_device.values():
-            self._call("cuMemFree", address)
-        for staging, _ in self._on_host.values():
-            self._call("cuMemFreeHost", staging)
         self._on_device, self._on_host = {}, {}
-        self._call("cuStreamDestroy", self._stream)
-        self._call("cuDevicePrimaryCtxRelease", self._device)
+        self._gpu.close()
 
-    def _grow(self, name: str, nbytes: int) -> Any:
-        """The named device buffer, replaced by a larger one where needed, after all work on the old one is done."""
-        if name in self._on_device and self._on_device[name][1] >= nbytes:
-            return self._on_device[name][0]
-        if name in self._on_device:
-            self._call("cuStreamSynchronize", self._stream)
-            self._call("cuMemFree", self._on_device.pop(name)[0])
-        self._on_device[name] = (self._call("cuMemAlloc", nbytes), nbytes)
-        return self._on_device[name][0]
+    def _pinned(self, name: str, nbytes: int) -> Bytes:
+        """The named staging buffer, free for writing: the stream has read what it held before. Half as large again as
+        asked for, because outgrown ones are only given back at the end."""
+        if name in self._read:
+            self._wait()
+        if name not in self._on_host or self._on_host[name].size < nbytes:
+            self._on_host[name] = self._gpu.pinned(nbytes + nbytes // 2)
+        return self._on_host[name][:nbytes]
 
-    def _pinned(self, name: str, nbytes: int) -> Any:
-        """The named staging buffer, free for writing: the stream has read what it held before."""
-        self._call("cuStreamSynchronize", self._stream)
-        if name not in self._on_host or self._on_host[name][1] < nbytes:
-            if name in self._on_host:
-                self._call("cuMemFreeHost", self._on_host.pop(name)[0])
-            self._on_host[name] = (self._call("cuMemAllocHost", nbytes), nbytes)
-        return self._on_host[name][0]
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """A driver call's value; raises EngineError with CUDA's name for a failure."""
-        code, *values = getattr(self._cuda, function)(*arguments)
-        if int(code) != 0:
-            raise EngineError(f"GPU: {function} failed: {code.name}.")
-        return values[0] if values else None
+    def _wait(self) -> None:
+        """Until the stream is done with everything queued."""
+        self._gpu.wait(self._gpu.mark())
+        self._read.clear()

@@ -95,8 +95,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def portable_tokenizer(bundle: Bundle) -> tokenizers.Tokenizer:
-    """The bundle's tokenizer with everything the runtime does around it inside: lower-casing, truncation to the
-    bundle's longest text, padding at the right. Raises BundleError when it gives other ids than at build time."""
+    """The bundle's tokenizer with everything the runtime does around it inside: truncation to the bundle's
+    longest text, padding at the right. Raises BundleError when it gives other ids than at build time."""
     spec, limits = bundle.manifest.tokenizer, bundle.manifest.limits
     library = tokenizers.Tokenizer.from_file(str(bundle.path / spec.file))
     Tokenizer(library, spec).check_golden(str(bundle.path))

@@ -11,7 +11,7 @@ from bei.errors import EngineError
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.cpu import usable_cpus
 from bei.runtime.executor import Output, Row
-from bei.runtime.padding import pad
+from bei.runtime.packing import pad
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,7 +36,8 @@ class OnnxRuntimeExecutor:
         """float32 [B, d], or one [n_i, labels] a row for token classification. Raises EngineError."""
         if self._session is None:
             raise EngineError(f"{self.target}: the engine is closed")
-        feeds = pad(rows, self._inputs, self._pad_id)
+        arrays = pad(rows, self._pad_id, np.int64)
+        feeds = {name: arrays[name] for name in self._inputs}
         try:
             (out,) = self._session.run([self._output], feeds)
         except Exception as error:  # onnxruntime's exception classes share no base of their own

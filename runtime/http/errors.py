@@ -18,7 +18,6 @@ from bei.errors import (
     BeiError,
     DeadlineExceeded,
     EmptyInput,
-    EngineLost,
     InputError,
     ModelNotFound,
     Overloaded,
@@ -158,7 +157,7 @@ def overloaded(error: Exception) -> Failure:
     return Failure(OVERLOADED, str(error), headers=retry_headers(seconds))
 
 
-def unhealthy(error: Exception) -> Failure:
+def shutting_down(error: Exception) -> Failure:
     return Failure(UNHEALTHY, str(error), headers=retry_headers(DRAIN_RETRY_SECONDS))
 
 
@@ -213,9 +212,8 @@ FAILURES: Mapping[type[Exception], Callable[[Exception], Failure]] = {
     UnicodeDecodeError: bad_json,
     RecursionError: bad_json,
     Overloaded: overloaded,
-    ShuttingDown: unhealthy,
+    ShuttingDown: shutting_down,
     DeadlineExceeded: too_late,
-    EngineLost: unhealthy,
     BeiError: failed,
     HTTPException: not_routed,
     ClientDisconnect: client_gone,

@@ -1,8 +1,10 @@
 """The GPUs of this machine, asked of the CUDA driver itself: no CUDA toolkit or binding is needed."""
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 LIBRARIES: tuple[str, ...] = ("libcuda.so.1", "nvcuda.dll")
 """The driver's names; it comes with the display driver, never with a package."""
@@ -19,6 +21,15 @@ class Gpu:
     sm: int
     memory: int
     cuda: tuple[int, int]
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The NVIDIA driver's own version, such as "580.65.06"; None where the system does not tell."""
+    try:
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", file.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return found[0] if found else None
 
 
 class _DriverError(Exception):

@@ -48,18 +48,12 @@ class Golden(_Data, frozen=True, kw_only=True):
 
 
 class TokenizerSpec(_Data, frozen=True, kw_only=True):
-    """How to turn texts into ids.
-
-    ``lowercase`` is sentence-transformers' ``do_lower_case``: the text is lower-cased before the tokenizer sees it.
-    ``unk_id`` is the id of the unknown token, None where there is none.
-    """
+    """How to turn texts into ids. ``file`` holds the whole tokenizer, lower-casing included."""
 
     file: str
     pad_id: int
-    lowercase: bool
     vocab_size: int
     golden: tuple[Golden, ...]
-    unk_id: int | None = None
 
 
 class HeadSpec(_Data, frozen=True, kw_only=True):

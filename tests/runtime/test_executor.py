@@ -13,7 +13,6 @@ from bei.runtime.bundle import Bundle, open_bundle
 from bei.runtime.cpu import usable_cpus
 from bei.runtime.executor import Row
 from bei.runtime.executors import onnxruntime, registry
-from bei.runtime.padding import pad
 
 
 def row(*ids: int, prompt_tokens: int = 0) -> Row:
@@ -23,16 +22,6 @@ def row(*ids: int, prompt_tokens: int = 0) -> Row:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(write_bundle(tmp_path_factory.mktemp("executor") / "b"))
-
-
-def test_padding() -> None:
-    names = ("input_ids", "attention_mask", "token_type_ids", "prompt_length")
-    made = pad([row(5, 6, 7), row(8, prompt_tokens=1)], names, pad_id=9)
-    assert {name: value.dtype for name, value in made.items()} == dict.fromkeys(names, np.int64)
-    assert made["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert made["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert made["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert made["prompt_length"].tolist() == [0, 1]
 
 
 def test_a_row_does_not_depend_on_its_neighbours(bundle: Bundle) -> None:

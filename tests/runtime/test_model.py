@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.runtime.tiny import CLS, DIM, SEP, VOCAB, expected, write_bundle
+from tests.runtime.tiny import CLS, DIM, SEP, VOCAB, engine, expected, seal, write_bundle
 
 import bei
 from bei.errors import BundleError, EngineError, InputError
+from bei.manifest import ParityRecord, decode_manifest
 from bei.runtime import model as model_module
 from bei.runtime.executor import Row
 from bei.runtime.model import Model, load
@@ -171,8 +172,6 @@ def test_a_closed_model_says_so(tmp_path: Path) -> None:
 
 
 def test_an_unproven_bundle_needs_permission(tmp_path: Path) -> None:
-    from bei.manifest import ParityRecord
-
     folder = write_bundle(
         tmp_path / "b", parity=ParityRecord(file=None, verdicts={"onnxruntime-cpu": "failed"})
     )
@@ -180,6 +179,43 @@ def test_an_unproven_bundle_needs_permission(tmp_path: Path) -> None:
         load(folder)
     with load(folder, allow_unverified=True) as model:
         assert model.encode("a").shape == (DIM,)
+
+
+@pytest.fixture
+def broken_first(tmp_path: Path) -> Path:
+    """The first engine of the chain is there and should run, but its file is no graph."""
+    records = (engine("fast", path="fast.onnx"), engine())
+    verdicts = ParityRecord(file=None, verdicts={"fast": "passed", "onnxruntime-cpu": "passed"})
+    folder = write_bundle(
+        tmp_path / "b", engines=records, fallback=tuple(r.target for r in records), parity=verdicts
+    )
+    (folder / "fast.onnx").write_bytes(b"no graph")
+    seal(folder, decode_manifest((folder / "manifest.json").read_bytes(), "manifest"))
+    return folder
+
+
+def test_an_engine_that_cannot_be_started_is_passed_over_for_the_next(broken_first: Path) -> None:
+    with load(broken_first) as model:
+        assert model.target == "onnxruntime-cpu"
+        (skipped,) = model.choice.skipped
+        assert skipped.target == "fast"
+        assert "onnxruntime cannot load fast.onnx" in skipped.reason
+        np.testing.assert_allclose(model.encode("hello"), expected(ids("hello")), atol=1e-6)
+
+
+def test_an_engine_that_was_asked_for_is_not_replaced_by_another(broken_first: Path) -> None:
+    with pytest.raises(EngineError, match=r"fast: onnxruntime cannot load fast\.onnx"):
+        load(broken_first, target="fast")
+
+
+def test_when_no_engine_starts_every_reason_is_given(broken_first: Path) -> None:
+    manifest = decode_manifest((broken_first / "manifest.json").read_bytes(), "manifest")
+    (broken_first / "model.onnx").write_bytes(b"no graph either")
+    seal(broken_first, manifest)
+    with pytest.raises(
+        BundleError, match=r"(?s)fast: .*cannot load fast.onnx.*onnxruntime-cpu: .*model.onnx"
+    ):
+        load(broken_first)
 
 
 def test_executors_are_called_one_at_a_time(model: Model) -> None:

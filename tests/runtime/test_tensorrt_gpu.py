@@ -1,4 +1,4 @@
-"""A small encoder built, loaded and run by TensorRT-RTX on the GPU at hand, against the encoder in fp32."""
+"""A small encoder built, loaded and run by TensorRT or TensorRT-RTX on the GPU at hand, against the encoder in fp32."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,13 +17,14 @@ from bei.manifest import EngineRecord
 from bei.runtime.executor import Row
 from bei.runtime.executors import tensorrt
 from bei.runtime.packing import pad
+from bei.runtime.tensorrt.lanes import GRAPH_AFTER
 
 FOUND = gpus()
 SM = 0 if isinstance(FOUND, str) else FOUND[0].sm
-pytest.importorskip("tensorrt_rtx")
+Backend = Literal["tensorrt", "tensorrt-rtx"]
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(SM not in SMS["tensorrt-rtx"], reason="needs a GPU that TensorRT-RTX runs on"),
+    pytest.mark.skipif(isinstance(FOUND, str), reason="needs an NVIDIA GPU"),
 ]
 
 
@@ -34,13 +35,16 @@ def batch(*lengths: int) -> list[Row]:
     ]
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_a_plan_gives_the_encoders_vectors(layout: Literal["padded", "packed"], tmp_path: Path) -> None:
-    emitted, choice = graph(BERT, tmp_path, layout), options(f"tensorrt-rtx-sm{SM}", layout)
-    built = builder.build(emitted.serialize(), emitted.weights, choice, tmp_path / "plan")
-    record = EngineRecord(
+def compiled(backend: Backend, layout: Literal["padded", "packed"], folder: Path) -> EngineRecord:
+    """The record of a plan built for this GPU; skips where the library is not here or not for it."""
+    if SM not in SMS[backend] or (reason := builder.available(backend)) is not None:
+        pytest.skip(f"{backend}: {reason if SM in SMS[backend] else f'not for SM{SM}'}")
+    emitted, choice = graph(BERT, folder, layout), options(f"{backend}-sm{SM}", layout)
+    built = builder.build(emitted.serialize(), emitted.weights, choice, folder / "plan")
+    assert built.evidence["fused_attention"] == built.evidence["attention_layers"]
+    return EngineRecord(
         target=choice.target.name,
-        backend="tensorrt-rtx",
+        backend=backend,
         device="cuda",
         layout=layout,
         precision="fp16",
@@ -50,14 +54,41 @@ def test_a_plan_gives_the_encoders_vectors(layout: Literal["padded", "packed"], 
         tool_versions=built.tool_versions,
         compute_capabilities=choice.target.compute_capabilities,
     )
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_plan_gives_the_encoders_vectors(
+    backend: Backend, layout: Literal["padded", "packed"], tmp_path: Path
+) -> None:
+    record = compiled(backend, layout, tmp_path)
+    weights = graph(BERT, tmp_path, layout).weights
     assert tensorrt.available(record) is None
-    for _ in range(2):  # the second start reads the cache that the first one left
-        engine = tensorrt.create(tmp_path, record, bundle_manifest(tmp_path / f"{_}"))
-        for rows in (batch(1), batch(64, 3, 7, 20), batch(*range(1, 9)), batch(2, 2)):
+    for start in range(2):  # the second start reads the cache that the first one left
+        engine = tensorrt.create(tmp_path, record, bundle_manifest(tmp_path / str(start)))
+        again = [batch(9, 30)] * (GRAPH_AFTER + 2)  # from a CUDA graph in the end
+        for rows in (batch(1), batch(64, 3, 7, 20), batch(*range(1, 9)), batch(2, 2), *again, batch(40)):
             padded = pad(rows, 0, np.int64)
             ids, mask, types = (
                 torch.from_numpy(padded[n]) for n in ("input_ids", "attention_mask", "token_type_ids")
             )
-            expected = run_torch(BERT, HEAD, emitted.weights, ids, mask, types=types).numpy()
+            expected = run_torch(BERT, HEAD, weights, ids, mask, types=types).numpy()
             np.testing.assert_allclose(np.asarray(engine.run(rows)), expected, atol=2e-3)
+        said = engine.describe()
+        assert said["cuda_graphs"] == ("library" if backend == "tensorrt-rtx" else "1"), said
         engine.close()
+    assert (tmp_path.with_name(f"{tmp_path.name}.cache").exists()) == (backend == "tensorrt-rtx")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_two_engines_at_once_do_not_disturb_each_other(backend: Backend, tmp_path: Path) -> None:
+    record = compiled(backend, "padded", tmp_path)
+    first, second = (
+        tensorrt.create(tmp_path, record, bundle_manifest(tmp_path / name)) for name in ("a", "b")
+    )
+    alone = np.asarray(first.run(batch(20, 5)))
+    second.run(batch(64, 64))
+    np.testing.assert_array_equal(np.asarray(first.run(batch(20, 5))), alone)
+    first.close()
+    np.testing.assert_allclose(np.asarray(second.run(batch(20, 5))), alone, atol=1e-3)
+    second.close()

@@ -31,7 +31,7 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def ours() -> Tokenizer:
-    spec = TokenizerSpec(file="tokenizer.json", pad_id=0, lowercase=False, vocab_size=30522, golden=())
+    spec = TokenizerSpec(file="tokenizer.json", pad_id=0, vocab_size=30522, golden=())
     return Tokenizer(tokenizers.Tokenizer.from_file(str(Path(get_model_path()) / spec.file)), spec)
 
 

@@ -154,9 +154,7 @@ def _manifest(
         source=Source(repo="example/tiny", revision="0" * 40, files={}),
         encoder={},
         head=_replace(head, changes),
-        tokenizer=TokenizerSpec(
-            file="tokenizer.json", pad_id=0, lowercase=False, vocab_size=len(WORDS), golden=golden
-        ),
+        tokenizer=TokenizerSpec(file="tokenizer.json", pad_id=0, vocab_size=len(WORDS), golden=golden),
         prompts={},
         default_prompt=None,
         limits=_replace(limits, changes),
