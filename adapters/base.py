@@ -170,7 +170,8 @@ class Adapter:
 
     model_types: values of config.json's `model_type` served.
     claims: decides where `model_type` alone does not (Jina's `bert`); None takes all.
-    remote_code: class names of `auto_map` that this adapter replaces; any other `auto_map` is refused.
+    remote_code: what of a checkpoint's own code (`auto_map`) this adapter replaces, as globs of module.Class; any other
+        is refused. code_repositories: where else than in the checkpoint itself that code may lie (owner/name).
     prefixes: wrappers a checkpoint may carry, tried in order.
     ignore: glob patterns (prefix removed) of tensors known not to affect the result.
     sequence_head, token_head: readers of `…ForSequenceClassification` and `…ForTokenClassification`.
@@ -185,6 +186,7 @@ class Adapter:
     weights: Callable[[EncoderConfig], Rows]
     claims: Callable[[HfConfig], bool] | None = None
     remote_code: tuple[str, ...] = ()
+    code_repositories: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("",)
     ignore: tuple[str, ...] = ()
     sequence_head: HeadReader | None = None

@@ -8,6 +8,10 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Dense, Pooling
 from bei.adapters.llama import LLAMA, backbone
 
+CLASSES = (
+    *("EuroBertModel", "EuroBertForMaskedLM"),
+    *("EuroBertForSequenceClassification", "EuroBertForTokenClassification"),
+)
 POOLINGS: dict[str, Pooling] = {"bos": "cls", "mean": "mean"}
 
 
@@ -36,13 +40,8 @@ EUROBERT = replace(
     name="eurobert",
     model_types=("eurobert",),
     config=config,
-    remote_code=(
-        "EuroBertConfig",
-        "EuroBertModel",
-        "EuroBertForMaskedLM",
-        "EuroBertForSequenceClassification",
-        "EuroBertForTokenClassification",
-    ),
+    remote_code=("configuration_eurobert.EuroBertConfig", *(f"modeling_eurobert.{name}" for name in CLASSES)),
+    code_repositories=tuple(f"EuroBERT/EuroBERT-{size}" for size in ("210m", "610m", "2.1B")),
     sequence_head=sequence_head,
     token_head=token_head,
 )

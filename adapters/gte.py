@@ -74,16 +74,26 @@ def weights(cfg: EncoderConfig) -> Rows:
 
 
 CLASSES = (
-    *("Config", "Model", "ForMaskedLM", "ForMultipleChoice"),
+    *("Model", "ForMaskedLM", "ForMultipleChoice"),
     *("ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification"),
 )
+CODE = {"New": "{}", "Gte": "{}_hf_alibaba_nlp_gte"}
+"""Prefix of the classes → their modules: Alibaba's own, and Snowflake's copy."""
 
 GTE = Adapter(
     name="gte",
     model_types=tuple(THETA),
     config=config,
     weights=weights,
-    remote_code=tuple(f"{prefix}{kind}" for prefix in ("New", "Gte") for kind in CLASSES),
+    remote_code=(
+        *(f"{module.format('configuration')}.{prefix}Config" for prefix, module in CODE.items()),
+        *(
+            f"{module.format('modeling')}.{prefix}{kind}"
+            for prefix, module in CODE.items()
+            for kind in CLASSES
+        ),
+    ),
+    code_repositories=("Alibaba-NLP/new-impl", "Snowflake/snowflake-arctic-embed-m-v2.0"),
     prefixes=("", "new.", "gte."),
     ignore=("pooler.*", "lm_head.*", "classifier.*"),
     sequence_head=sequence_head,

@@ -12,21 +12,20 @@ from bei.adapters.base import Adapter, HfConfig, Rows, expect, view
 from bei.adapters.bert import BERT
 from bei.adapters.bert import config as bert_config
 from bei.adapters.config import Act, EncoderConfig
+from bei.adapters.remote_code import remote_classes
 
 ACTS: dict[str, Act] = {"geglu": "gelu", "reglu": "relu"}
 CLASSES = (
-    *("JinaBertConfig", "JinaBertModel", "JinaBertForMaskedLM", "JinaBertForSequenceClassification"),
-    *("JinaBertForTokenClassification", "JinaBertForQuestionAnswering"),
+    *("Model", "ForMaskedLM", "ForSequenceClassification"),
+    *("ForTokenClassification", "ForQuestionAnswering"),
 )
+REPOSITORY = "jinaai/jina-bert-implementation"
 
 
 def implemented_by(hf: HfConfig, repository: str) -> bool:
-    """Whether all of the checkpoint's code is that of jinaai's ``repository``."""
-    auto_map = hf.get("auto_map")
-    if not isinstance(auto_map, dict):
-        return False
-    elsewhere = {str(target).split("--")[0] for target in auto_map.values() if "--" in str(target)}
-    return (elsewhere or {hf.get("_name_or_path")}) == {f"jinaai/{repository}"}
+    """Whether the checkpoint's code is that of ``repository``: both variants use the same names."""
+    elsewhere = {found.repository for found in remote_classes(hf)} - {None}
+    return bool(hf.get("auto_map")) and (elsewhere or {hf.get("_name_or_path")}) == {repository}
 
 
 def config(hf: HfConfig) -> EncoderConfig:
@@ -65,6 +64,10 @@ JINA_BERT: Adapter = replace(
     name="jina-bert",
     config=config,
     weights=weights,
-    claims=lambda hf: implemented_by(hf, "jina-bert-implementation"),
-    remote_code=CLASSES,
+    claims=lambda hf: implemented_by(hf, REPOSITORY),
+    remote_code=(
+        "configuration_bert.JinaBertConfig",
+        *(f"modeling_bert.JinaBert{kind}" for kind in CLASSES),
+    ),
+    code_repositories=(REPOSITORY,),
 )

@@ -8,6 +8,8 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.jina_bert import JINA_BERT, attention_weights, implemented_by
 from bei.adapters.jina_bert import config as jina_config
 
+REPOSITORY = "jinaai/jina-bert-v2-qk-post-norm"
+
 
 def config(hf: HfConfig) -> EncoderConfig:
     plain = jina_config(hf)
@@ -34,5 +36,6 @@ JINA_BERT_CODE: Adapter = replace(
     name="jina-bert-code",
     config=config,
     weights=weights,
-    claims=lambda hf: implemented_by(hf, "jina-bert-v2-qk-post-norm"),
+    claims=lambda hf: implemented_by(hf, REPOSITORY),
+    code_repositories=(REPOSITORY,),
 )

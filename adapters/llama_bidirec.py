@@ -44,11 +44,10 @@ LLAMA_BIDIREC = replace(
     name="llama_bidirec",
     model_types=("llama_bidirec",),
     config=config,
-    remote_code=(
-        "LlamaBidirectionalConfig",
-        "LlamaBidirectionalModel",
-        "LlamaBidirectionalForSequenceClassification",
+    remote_code=tuple(
+        f"*.LlamaBidirectional{kind}" for kind in ("Config", "Model", "ForSequenceClassification")
     ),
+    code_repositories=("nvidia/llama-embed-nemotron-8b", "nvidia/llama-nemotron-rerank-1b-v2"),
     sequence_head=sequence_head,
     token_head=None,
     embedding_head=embedding_head,

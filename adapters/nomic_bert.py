@@ -19,11 +19,8 @@ from bei.errors import UnsupportedConfig
 
 GATED = {"swiglu": "silu", "geglu": "gelu"}
 CLASSES = (
-    *("NomicBertConfig", "NomicBertModel", "NomicBertForPreTraining", "NomicBertForMultipleChoice"),
-    *(
-        f"NomicBertFor{task}"
-        for task in ("QuestionAnswering", "SequenceClassification", "TokenClassification")
-    ),
+    *("Model", "ForPreTraining", "ForMultipleChoice"),
+    *("ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification"),
 )
 
 
@@ -153,7 +150,11 @@ NOMIC_BERT = Adapter(
     model_types=("nomic_bert",),
     config=config,
     weights=weights,
-    remote_code=CLASSES,
+    remote_code=(
+        "configuration_hf_nomic_bert.NomicBertConfig",
+        *(f"modeling_hf_nomic_bert.NomicBert{kind}" for kind in CLASSES),
+    ),
+    code_repositories=("nomic-ai/nomic-bert-2048",),
     prefixes=("", "nomic_bert.", "bert."),
     ignore=("pooler.*", "cls.*"),
     sequence_head=sequence_head,

@@ -10,10 +10,11 @@ from bei.adapters.base import HfConfig, Rows, view
 from bei.adapters.config import EncoderConfig
 from bei.adapters.llama import LLAMA, backbone
 from bei.adapters.llama import weights as llama_weights
-from bei.adapters.visibility import FULL, SLIDING, is_causal, layer_types, mapped_classes, window
+from bei.adapters.visibility import FULL, SLIDING, is_causal, layer_types, window
 
-GTE_MODULE = "modeling_qwen"
-GTE_CODE = ("Qwen2Model", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
+GTE_CODE = tuple(
+    f"modeling_qwen.Qwen2{kind}" for kind in ("Model", "ForCausalLM", "ForSequenceClassification")
+)
 
 
 def windows(hf: HfConfig, causal: bool) -> Sequence[int | None]:
@@ -25,7 +26,7 @@ def windows(hf: HfConfig, causal: bool) -> Sequence[int | None]:
 
 
 def config(hf: HfConfig) -> EncoderConfig:
-    causal = is_causal(hf, "Qwen2", bidirectional=(f"{GTE_MODULE}.Qwen2Model",))
+    causal = is_causal(hf, "Qwen2", bidirectional=GTE_CODE[:1])
     return backbone(hf, causal=causal, windows=windows(hf, causal))
 
 
@@ -36,17 +37,12 @@ def weights(cfg: EncoderConfig) -> Rows:
             yield f"layers.{i}.{x}.bias", view(f"layers.{i}.self_attn.{x}_proj.bias")
 
 
-def claims(hf: HfConfig) -> bool:
-    """Qwen2Model is also transformers' name, and what another module calls so may be anything."""
-    return all(name.split(".")[0] == GTE_MODULE for name in mapped_classes(hf))
-
-
 QWEN2 = replace(
     LLAMA,
     name="qwen2",
     model_types=("qwen2",),
     config=config,
     weights=weights,
-    claims=claims,
     remote_code=GTE_CODE,
+    code_repositories=("Alibaba-NLP/gte-Qwen2-1.5B-instruct", "Alibaba-NLP/gte-Qwen2-7B-instruct"),
 )

@@ -13,13 +13,13 @@ from bei.adapters.llama import weights as llama_weights
 from bei.adapters.qwen2 import windows
 from bei.adapters.visibility import is_causal
 
-VOYAGE_CODE = ("Qwen3BidirectionalModel",)
+VOYAGE_MODEL = "Qwen3BidirectionalModel"
 PROJECTION = "linear.weight"
 
 
 def config(hf: HfConfig) -> EncoderConfig:
     expect(hf, attention_bias=False)
-    causal = is_causal(hf, "Qwen3", VOYAGE_CODE)
+    causal = is_causal(hf, "Qwen3", bidirectional=(VOYAGE_MODEL,))
     cfg = backbone(hf, causal=causal, windows=windows(hf, causal))
     return replace(cfg, qk_norm="head", qk_norm_eps=cfg.norm_eps)
 
@@ -47,6 +47,7 @@ QWEN3 = replace(
     model_types=("qwen3",),
     config=config,
     weights=weights,
-    remote_code=VOYAGE_CODE,
+    remote_code=(f"modeling_qwen3_bidirectional.{VOYAGE_MODEL}",),
+    code_repositories=("voyageai/voyage-4-nano",),
     embedding_head=embedding_head,
 )

@@ -20,6 +20,7 @@ from bei.adapters.mpnet import MPNET
 from bei.adapters.nomic_bert import NOMIC_BERT
 from bei.adapters.qwen2 import QWEN2
 from bei.adapters.qwen3 import QWEN3
+from bei.adapters.remote_code import RemoteClass, is_replaced, known_repositories, remote_classes
 from bei.adapters.roberta import ROBERTA
 from bei.errors import UnknownArchitecture
 
@@ -48,33 +49,41 @@ def adapter_for(hf: HfConfig, adapters: Sequence[Adapter] = ADAPTERS) -> Adapter
     """The one adapter that serves this config.json; raises UnknownArchitecture.
 
     `model_type` names the candidates, their `claims` decide among them, and remote code (`auto_map`) is accepted only
-    where an adapter says that it replaces exactly those classes: nothing from the checkpoint is ever executed.
+    where an adapter says that it replaces all of it: nothing from the checkpoint is ever executed.
     """
     model_type = hf.get("model_type", "")
     candidates = [adapter for adapter in adapters if model_type in adapter.model_types]
     if not candidates:
         raise UnknownArchitecture(_unknown(str(model_type), adapters))
     remote = remote_classes(hf)
-    serving = [a for a in candidates if remote <= set(a.remote_code) and (a.claims is None or a.claims(hf))]
+    serving = [
+        adapter
+        for adapter in candidates
+        if all(is_replaced(found, adapter) for found in remote)
+        and (adapter.claims is None or adapter.claims(hf))
+    ]
     if len(serving) == 1:
         return serving[0]
     if remote and not serving:
-        raise UnknownArchitecture(
-            f"{model_type}: config.json asks for the checkpoint's own code ({', '.join(sorted(remote))} in auto_map), "
-            "which is never executed, and no adapter replaces it. Use a revision that transformers loads natively, "
-            "or add an adapter (adapters/README.md)."
-        )
+        raise UnknownArchitecture(_foreign(str(model_type), remote, candidates))
     names = ", ".join(adapter.name for adapter in serving or candidates)
     found = "more than one adapter claims" if serving else "no adapter claims"
     raise UnknownArchitecture(f"{model_type}: {found} this config.json ({names}). See adapters/README.md.")
 
 
-def remote_classes(hf: HfConfig) -> frozenset[str]:
-    """The classes `auto_map` names, without repository and module: {'NewModel', 'NewConfig'}."""
-    auto_map = hf.get("auto_map", {})
-    values = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
-    flat = (name for value in values for name in (value if isinstance(value, list) else [value]) if name)
-    return frozenset(str(name).split(".")[-1] for name in flat)
+def _foreign(model_type: str, remote: Sequence[RemoteClass], candidates: Sequence[Adapter]) -> str:
+    listed = ", ".join(sorted({str(found) for found in remote}))
+    known = known_repositories(remote, candidates)
+    copied = (
+        f" If it is an unchanged copy of the code of {' or '.join(known)}, name that repository in auto_map."
+        if known
+        else ""
+    )
+    return (
+        f"{model_type}: config.json asks for the checkpoint's own code ({listed} in auto_map), which is never executed, "
+        f"and no adapter replaces it.{copied} Use a revision that transformers loads natively, "
+        "or add an adapter (adapters/README.md)."
+    )
 
 
 def _unknown(model_type: str, adapters: Sequence[Adapter]) -> str:

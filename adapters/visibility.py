@@ -10,6 +10,7 @@ A decoder made bidirectional says so in one of these ways, and nothing else in i
 from collections.abc import Collection, Iterator, Sequence
 
 from bei.adapters.base import HfConfig
+from bei.adapters.remote_code import remote_classes
 from bei.errors import UnsupportedConfig
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -59,9 +60,7 @@ def architectures(hf: HfConfig) -> list[str]:
 
 def mapped_classes(hf: HfConfig) -> list[str]:
     """The model classes of `auto_map` with their module, without repository: modeling_qwen.Qwen2Model."""
-    auto_map = hf.get("auto_map", {})
-    named = auto_map.items() if isinstance(auto_map, dict) else ()
-    return [str(value).split("--")[-1] for key, value in named if key.startswith("AutoModel")]
+    return [found.name for found in remote_classes(hf) if found.key.startswith("AutoModel")]
 
 
 def _refuse(hf: HfConfig, what: str) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, normalizers
 
 from bei.adapters.base import HfConfig
 from bei.adapters.config import EncoderConfig
-from bei.adapters.registry import remote_classes
+from bei.adapters.remote_code import remote_classes
 from bei.compiler.checkpoint import tokenizer_rules as rules
 from bei.compiler.checkpoint.checkpoint import Checkpoint
 from bei.compiler.checkpoint.files import read_optional
@@ -130,8 +130,8 @@ def _appends_eos(hf: HfConfig, settings: rules.Settings) -> bool:
             f"{rules.CONFIG}: auto_map asks for the checkpoint's own code ({', '.join(foreign)}), which is never "
             "executed. Use a revision with a standard tokenizer."
         )
-    gte_qwen2 = (
-        hf.name == "qwen2" and "modeling_qwen" in str(hf.get("auto_map", "")) and bool(remote_classes(hf))
+    gte_qwen2 = hf.name == "qwen2" and any(
+        found.name.startswith("modeling_qwen.") for found in remote_classes(hf)
     )
     return (bool(classes) or gte_qwen2) and settings.flag("add_eos_token", True)
 

@@ -131,6 +131,10 @@ def test_mistral_without_a_word_on_its_window_is_refused() -> None:
         ("qwen3", "modeling.PPLXQwen3Model"),
         ("llama", "modeling_llama_encoder.LlamaEncoderModel"),
         ("mistral", "modeling_mistral.MistralBiModel"),
+        ("qwen2", "somebody/copy--modeling_qwen.Qwen2Model"),
+        ("qwen3", "somebody/copy--modeling_qwen3_bidirectional.Qwen3BidirectionalModel"),
+        ("llama_bidirec", "somebody/copy--llama_bidirectional_model.LlamaBidirectionalModel"),
+        ("eurobert", "modeling_eurobert.EuroBertWithDecoder"),
     ],
 )
 def test_unknown_code_is_refused(model_type: str, module: str) -> None:

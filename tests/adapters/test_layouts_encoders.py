@@ -116,6 +116,10 @@ UNKNOWN_CODE = (
     JINA | {"auto_map": JINA["auto_map"] | {"AutoModel": "somebody/else--modeling_bert.JinaBertModel"}},
     JINA | {"auto_map": "somebody/else--modeling_bert.JinaBertModel"},
     V1 | {"auto_map": {"AutoModel": "somebody/else--modeling.OtherBertModel"}},
+    V1 | {"auto_map": {"AutoModel": "somebody/else--modeling_hf_nomic_bert.NomicBertModel"}},
+    V1 | {"auto_map": {"AutoModel": "modeling_changed.NomicBertModel"}},
+    NEW | {"auto_map": {"AutoModel": "somebody/new-impl--modeling.NewModel"}},
+    NEW | {"auto_map": NEW["auto_map"] | {"AutoModel": "modeling.NewModelWithAdapters"}},
     {"model_type": "roberta", "auto_map": {"AutoModel": "jinaai/xlm-roberta-flash--modeling.XLMRobertaLoRA"}},
 )
 
@@ -124,6 +128,25 @@ UNKNOWN_CODE = (
 def test_unknown_code_is_refused(facts: Config) -> None:
     with pytest.raises(UnknownArchitecture, match="which is never executed, and no adapter replaces it"):
         adapter_for(HfConfig(facts))
+
+
+def test_a_copy_of_known_code_is_told_how_to_say_so() -> None:
+    facts = NEW | {"auto_map": {"AutoModel": "somebody/gte-finetuned--modeling.NewModel"}}
+    with pytest.raises(
+        UnknownArchitecture, match=r"unchanged copy of the code of Alibaba-NLP/new-impl or Snow"
+    ):
+        adapter_for(HfConfig(facts))
+    with pytest.raises(UnknownArchitecture) as refused:
+        adapter_for(HfConfig(V1 | {"auto_map": {"AutoModel": "somebody/else--modeling.OtherBertModel"}}))
+    assert "copy" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["modeling.NewModel", "Snowflake/snowflake-arctic-embed-m-v2.0--modeling_hf_alibaba_nlp_gte.GteModel"],
+)
+def test_known_code_beside_the_weights_and_in_its_own_repositories(target: str) -> None:
+    assert adapter_for(HfConfig(NEW | {"auto_map": {"AutoModel": target}})).name == "gte"
 
 
 def test_alibi_without_code_is_not_bert() -> None:
