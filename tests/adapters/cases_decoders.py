@@ -161,14 +161,16 @@ WINDOW: Config = {
 }
 """The first layer sees all."""
 
-AROUND_4 = (1, 3, 4, 5, 12)
-"""Lengths around a window of 4."""
+AROUND_4 = (1, 3, 4, 5, 12, 40)
+"""Lengths around a window of 4, and the longest."""
+AROUND_8 = (1, 3, 4, 5, 7, 8, 9, 40)
+"""Around a window of 8, which is 4 on each side."""
 
 
 DECODER_CASES = (
     Case(adapter=LLAMA, name="llama", model=llama()),
     Case(
-        adapter=LLAMA, name="llama-3", model=llama(rope_parameters=LLAMA3), edit=old_rope, lengths=(1, 7, 38)
+        adapter=LLAMA, name="llama-3", model=llama(rope_parameters=LLAMA3), edit=old_rope, lengths=(1, 7, 40)
     ),
     Case(
         adapter=LLAMA,
@@ -189,7 +191,7 @@ DECODER_CASES = (
         name="llama_bidirec",
         model=llama(is_causal=False, rope_parameters=LLAMA3),
         edit=llama_bidirec,
-        lengths=(1, 7, 38),
+        lengths=(1, 7, 40),
     ),
     Case(adapter=MISTRAL, name="mistral", model=mistral(sliding_window=4), lengths=AROUND_4),
     Case(adapter=MISTRAL, name="mistral-itself-alone", model=mistral(sliding_window=1), lengths=(1, 2, 5)),
@@ -212,8 +214,8 @@ DECODER_CASES = (
         lengths=(*AROUND_4, 6),
     ),
     Case(adapter=QWEN3, name="qwen3-voyage", model=qwen3(is_causal=False), edit=voyage),
-    Case(adapter=GEMMA3, name="gemma3", model=gemma3(), lengths=AROUND_4),
-    Case(adapter=GEMMA3, name="gemma3-hub", model=gemma3(), edit=gemma_hub, lengths=AROUND_4),
+    Case(adapter=GEMMA3, name="gemma3", model=gemma3(), lengths=AROUND_8),
+    Case(adapter=GEMMA3, name="gemma3-hub", model=gemma3(), edit=gemma_hub, lengths=AROUND_8),
     Case(
         adapter=GEMMA3,
         name="gemma3-causal",

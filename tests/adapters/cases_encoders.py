@@ -155,33 +155,45 @@ def gte_new(config: Config) -> Config:
     return config | {"model_type": "new", "rope_theta": 500, "rope_scaling": {"type": "ntk", "factor": 8.0}}
 
 
+AROUND_8 = (1, 3, 4, 5, 7, 8, 9, 40)
+"""Lengths around a window of 8, which is 4 on each side, and the longest."""
+
 ENCODER_CASES = (
     Case(adapter=BERT, name="bert", model=lambda: BertModel(BertConfig(**POST))),
-    Case(adapter=ROBERTA, name="roberta", model=lambda: RobertaModel(RobertaConfig(**ROBERTA_TINY))),
     Case(
-        adapter=ROBERTA, name="xlm-roberta", model=lambda: XLMRobertaModel(XLMRobertaConfig(**ROBERTA_TINY))
+        adapter=ROBERTA,
+        name="roberta",
+        model=lambda: RobertaModel(RobertaConfig(**ROBERTA_TINY)),
+        lengths=(1, 7, 38),
+    ),
+    Case(
+        adapter=ROBERTA,
+        name="xlm-roberta",
+        model=lambda: XLMRobertaModel(XLMRobertaConfig(**ROBERTA_TINY)),
+        lengths=(1, 7, 38),
     ),
     Case(
         adapter=ROBERTA,
         name="camembert",
         model=lambda: CamembertModel(CamembertConfig(**ROBERTA_TINY | {"pad_token_id": 3})),
+        lengths=(1, 7, 36),
     ),
     Case(adapter=DISTILBERT, name="distilbert", model=lambda: DistilBertModel(DistilBertConfig(**DISTIL))),
-    Case(adapter=MPNET, name="mpnet", model=mpnet, lengths=(1, 33, 150)),
-    Case(adapter=MODERNBERT, name="modernbert", model=modernbert, lengths=(1, 3, 4, 5, 12)),
+    Case(adapter=MPNET, name="mpnet", model=mpnet, lengths=(1, 33, 152)),
+    Case(adapter=MODERNBERT, name="modernbert", model=modernbert, lengths=AROUND_8),
     Case(
         adapter=MODERNBERT,
         name="modernbert-legacy",
         model=modernbert,
         edit=modernbert_legacy,
-        lengths=(1, 7, 12),
+        lengths=AROUND_8,
     ),
     Case(adapter=NOMIC_BERT, name="nomic-bert", model=nomic),
     Case(adapter=NOMIC_BERT, name="nomic-bert-legacy", model=nomic, edit=nomic_legacy),
     Case(adapter=NOMIC_BERT, name="nomic-bert-both", model=nomic, edit=nomic_both),
     # one length: transformers takes the padded length of the batch for every text
     Case(adapter=NOMIC_BERT, name="nomic-bert-dynamic", model=lambda: nomic(**DYNAMIC), lengths=(12, 12)),
-    Case(adapter=NOMIC_BERT, name="nomic-bert-ntk", model=lambda: Nomic(V1), lengths=(1, 5, 6, 7, 13)),
+    Case(adapter=NOMIC_BERT, name="nomic-bert-ntk", model=lambda: Nomic(V1), lengths=(1, 5, 6, 7, 64)),
     Case(adapter=NOMIC_BERT, name="nomic-bert-moe", model=lambda: Nomic(V2_MOE)),
     Case(adapter=JINA_BERT, name="jina-bert", model=lambda: Jina(code=False)),
     Case(adapter=JINA_BERT_CODE, name="jina-bert-code", model=lambda: Jina(code=True)),

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.lowering.signature import signature
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import check_shapes
-from tests.adapters.tiny import Loaded, run_onnx
+from tests.adapters.tiny import Loaded, assert_near, run_onnx
 
 
 def load_head(folder: Path) -> tuple[Loaded, Head]:
@@ -36,5 +35,5 @@ def assert_output(folder: Path, expected: Tensor, ids: Tensor, mask: Tensor) -> 
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-5)
     for policy in (ONNXRUNTIME_CPU, replace(ONNXRUNTIME_CPU, layout="packed")):
         graph = run_onnx(loaded, ids, mask, head=head, policy=policy)
-        np.testing.assert_allclose(graph[real], ours[real].numpy(), atol=2e-5, rtol=1e-4)
+        assert_near(graph[real], ours[real])
     return head

@@ -17,7 +17,7 @@ from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.errors import UnknownArchitecture, UnsupportedConfig
 from tests.adapters.cases_decoders import DECODER, DECODER_CASES, FULL, GEMMA, SLIDING, WIDE, WINDOW, Config
-from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, run_onnx, save, stored_tensors
+from tests.adapters.tiny import HIDDEN_STATES, Case, assert_near, batch, load, run_onnx, save, stored_tensors
 
 BASE: dict[str, Config] = {
     "llama": DECODER | {"hidden_act": "silu"},
@@ -225,7 +225,7 @@ def test_what_lies_in_the_padding_does_not_matter(case: Case, tmp_path: Path) ->
     torch.testing.assert_close(dirty[real], clean[real], atol=0, rtol=0)
     other = ids.masked_fill(~real, 7)
     graph = run_onnx(loaded, other, mask, policy=ONNXRUNTIME_CPU)
-    np.testing.assert_allclose(graph[real], clean[real].numpy(), atol=2e-5, rtol=1e-4)
+    assert_near(graph[real], clean[real])
 
 
 def test_old_checkpoints_store_frequencies(tmp_path: Path) -> None:

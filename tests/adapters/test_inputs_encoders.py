@@ -14,7 +14,7 @@ from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import Weight
 from tests.adapters.cases_encoders import DYNAMIC, ENCODER_CASES, gte, nomic
-from tests.adapters.tiny import HIDDEN_STATES, Case, batch, enliven, load, run_onnx, save
+from tests.adapters.tiny import HIDDEN_STATES, Case, assert_near, batch, enliven, load, run_onnx, save
 
 BY_NAME = {case.name: case for case in ENCODER_CASES}
 PACKED = replace(ONNXRUNTIME_CPU, layout="packed")
@@ -53,10 +53,10 @@ def test_padding_never_leaks(case: Case, tmp_path: Path) -> None:
     assert bool(ours[~real].isnan().all())
 
     packed = run_onnx(replace(loaded, weights=poisoned), ids, mask, policy=PACKED)
-    np.testing.assert_allclose(packed[real], expected.numpy(), atol=2e-5, rtol=1e-4)
+    assert_near(packed[real], expected)
     huge = {**loaded.weights, **with_row(source, pad, 1e4)}
     padded = run_onnx(replace(loaded, weights=huge), ids, mask)
-    np.testing.assert_allclose(padded[real], expected.numpy(), atol=2e-5, rtol=1e-4)
+    assert_near(padded[real], expected)
 
 
 TWO_TYPES = (
@@ -78,7 +78,7 @@ def test_token_types_are_read(case: Case, tmp_path: Path) -> None:
     ours = run_torch(loaded.cfg, HIDDEN_STATES, loaded.weights, ids, mask, types=types)
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-5)
     graph = run_onnx(loaded, ids, mask, types=types)
-    np.testing.assert_allclose(graph[real], ours[real].numpy(), atol=2e-5, rtol=1e-4)
+    assert_near(graph[real], ours[real])
     without = run_torch(loaded.cfg, HIDDEN_STATES, loaded.weights, ids, mask)
     assert float((without - expected)[real].abs().max()) > 1e-3
 
@@ -100,7 +100,7 @@ def test_a_padding_id_inside_a_text_does_not_count_as_a_position(name: str, tmp_
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-5)
     for policy in (ONNXRUNTIME_CPU, PACKED):
         graph = run_onnx(loaded, ids, mask, policy=policy)
-        np.testing.assert_allclose(graph[real], ours[real].numpy(), atol=2e-5, rtol=1e-4)
+        assert_near(graph[real], ours[real])
 
 
 def test_dynamic_ntk_takes_each_texts_own_length(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +11,7 @@ from bei.adapters.registry import ADAPTERS
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.lowering.torch_ops import run_torch
 from tests.adapters.cases import CASES
-from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, run_onnx, save
+from tests.adapters.tiny import HIDDEN_STATES, Case, assert_near, batch, load, run_onnx, save
 
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -38,7 +37,7 @@ def test_three_rungs(case: Case, tmp_path: Path) -> None:
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-5)
     for policy in (ONNXRUNTIME_CPU, replace(ONNXRUNTIME_CPU, layout="packed")):
         graph = run_onnx(loaded, ids, mask, policy=policy)
-        np.testing.assert_allclose(graph[real], ours[real].numpy(), atol=2e-5, rtol=1e-4)
+        assert_near(graph[real], ours[real])
 
 
 @by_name
@@ -49,4 +48,4 @@ def test_a_row_does_not_depend_on_its_neighbours(case: Case, tmp_path: Path) -> 
     together = run_onnx(loaded, ids, mask)
     for row, length in enumerate(case.lengths):
         alone = run_onnx(loaded, ids[row : row + 1, :length], mask[row : row + 1, :length])
-        np.testing.assert_allclose(alone[0], together[row, :length], atol=2e-5, rtol=1e-4)
+        assert_near(alone[0], torch.from_numpy(together[row, :length]))

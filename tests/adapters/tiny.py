@@ -31,14 +31,15 @@ HIDDEN_STATES = Head(task="token-classify", pooling=(), steps=())
 class Case:
     """One architecture as a two- or three-layer model: ``config`` and ``model`` are transformers classes.
 
-    ``edit`` changes config.json as stored (spellings that the class itself does not write).
+    ``edit`` changes config.json as stored (spellings that the class itself does not write). ``lengths``: one token, what
+    lies around a window, and the longest text.
     """
 
     adapter: Adapter
     name: str
     model: Callable[[], nn.Module]
     edit: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    lengths: tuple[int, ...] = (1, 7, 12)
+    lengths: tuple[int, ...] = (1, 7, 12, 40)
 
 
 def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -114,6 +115,12 @@ def batch(lengths: tuple[int, ...], vocab: int, seed: int = 0, low: int = 5) -> 
     mask = (torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
     ids = torch.randint(low, vocab, mask.shape, generator=generator) * mask
     return ids, mask
+
+
+def assert_near(ours: npt.NDArray[Any], expected: Tensor) -> None:
+    """Within 1e-5: of 1, or of the largest value where that is more."""
+    bound = 1e-5 * max(1.0, float(expected.abs().max()))
+    np.testing.assert_allclose(ours, expected.numpy(), atol=bound, rtol=0)
 
 
 def run_onnx(
