@@ -1,11 +1,11 @@
-"""The Python API: open a bundle, encode, rerank, classify.
+"""The Python API: open a bundle, encode, rerank, classify, find entities.
 
 with bei.load("minilm.bundle") as model:
     model.encode(["a", "b"])        # float32 [2, dimensions]
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,11 +18,13 @@ from bei.errors import EngineError, InputError
 from bei.manifest import EngineRecord, Manifest, Task
 from bei.runtime.batching import Budget, budget_for, plan
 from bei.runtime.bundle import Bundle, Choice, choose_engine, read_bundle, verify_files
+from bei.runtime.entities import OUTSIDE, Entity, Strategy, check_strategy, entities
 from bei.runtime.executor import Executor, Guarded, Output, Row
 from bei.runtime.executors import registry
-from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores
+from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores, softmax
 from bei.runtime.prompts import resolve_prompt
 from bei.runtime.tokenizer import Input, Pair, Spans, Tokenizer, open_tokenizer
+from bei.runtime.warm_up import shape_classes, warm_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +40,6 @@ WEIGHTS = ".safetensors"
 class TokenScores:
     """One text's tokens: where they lie, and the probability of each label, float32 [n, labels]."""
 
-    row: Row
     spans: Spans
     scores: Output
 
@@ -119,21 +120,51 @@ class Model:
         return result[0] if single else result
 
     def predict_tokens(self, texts: Sequence[str], *, raw: bool = False) -> list[TokenScores]:
-        """Every token's label probabilities (with ``raw`` logits), one entry a text. Raises InputError, EngineError."""
+        """Every token's label probabilities (with ``raw`` logits), one entry a text; long texts are cut.
+
+        Raises InputError, EngineError.
+        """
         self._need("token-classify")
-        rows, spans = self.tokenizer.encode_spans(_listed(texts), max_length=self.max_length)
-        logits = dict(self._run(rows, self.budget))
-        check_finite([logits[index] for index in range(len(rows))])
-        head = self.manifest.head
+        spans = self.tokenizer.encode_spans(_listed(texts), max_length=self.max_length)
+        logits = self._logits(spans)
         return [
-            TokenScores(row=row, spans=spans[i], scores=logits[i] if raw else scores(logits[i], head))
-            for i, row in enumerate(rows)
+            TokenScores(spans=of_text[0], scores=found[0] if raw else softmax(found[0]))
+            for of_text, found in zip(spans, logits, strict=True)
         ]
 
-    def warm_up(self) -> None:
-        """Run one text through all of it, so that the first request pays for nothing. Raises EngineError."""
-        rows = self.tokenizer.encode(["warm up"], max_length=self.max_length)
-        check_finite([output for _, output in self._run(rows, self.budget)])
+    def entities(
+        self,
+        texts: Sequence[str],
+        *,
+        strategy: Strategy = "simple",
+        stride: int | None = None,
+        ignore: Collection[str] = OUTSIDE,
+    ) -> list[list[Entity]]:
+        """Each text's entities, as transformers' token-classification pipeline finds them with that
+        ``aggregation_strategy``, ``stride`` and ``ignore_labels``.
+
+        Without a ``stride`` long texts are cut; with one they are read in windows that overlap by so many tokens.
+        Raises InputError, EngineError.
+        """
+        self._need("token-classify")
+        listed = _listed(texts)
+        check_strategy(strategy, stride)
+        spans = self.tokenizer.encode_spans(listed, max_length=self.max_length, stride=stride)
+        labels = self.manifest.head.labels
+        return [
+            entities(text, of_text, logits, labels, strategy, ignore=ignore)
+            for text, of_text, logits in zip(listed, spans, self._logits(spans), strict=True)
+        ]
+
+    def warm_up(self, engines: Sequence[Executor] | None = None) -> None:
+        """Run every shape class on ``engines`` (default: the model's own), so that no request pays for a first time.
+
+        Raises EngineError.
+        """
+        (row,) = self.tokenizer.encode(["warm up"], max_length=self.max_length)
+        shapes = shape_classes(self.budget, self.max_length, gpu=self.choice.record.device != "cpu")
+        for engine in engines or [self.executor]:
+            warm_up(engine, row, shapes)
 
     def close(self) -> None:
         """Release the engine; further calls are errors."""
@@ -158,6 +189,14 @@ class Model:
             raise InputError(
                 f"{self.manifest.name}: made for {task!r}, this call needs {' or '.join(tasks)}."
             )
+
+    def _logits(self, spans: Sequence[Sequence[Spans]]) -> list[list[Output]]:
+        """Of each text's rows."""
+        rows = [one.row for of_text in spans for one in of_text]
+        found = dict(self._run(rows, self.budget))
+        check_finite([found[index] for index in range(len(rows))])
+        in_order = (found[index] for index in range(len(rows)))
+        return [[next(in_order) for _ in of_text] for of_text in spans]
 
     def _pooled(self, inputs: Sequence[Input], prompt: str | None, batch_tokens: int | None = None) -> Output:
         """The engine's output [n, width], rows in the order of ``inputs``."""

@@ -63,6 +63,11 @@ def scores(logits: Output, head: HeadSpec) -> Output:
     """[..., C] logits → probabilities: a sigmoid for one label or a multi-label model, else a softmax."""
     if len(head.labels) == 1 or head.problem_type == "multi_label_classification":
         return _sigmoid(logits)
+    return softmax(logits)
+
+
+def softmax(logits: Output) -> Output:
+    """Over the last axis, in float32."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     total: Output = shifted / shifted.sum(axis=-1, keepdims=True)
     return total

@@ -108,6 +108,11 @@ class Scheduler:
                 self._workers.append(asyncio.create_task(self._serve(replica)))
 
     @property
+    def open(self) -> bool:
+        """Whether it takes work: it was started, is not closing, and an engine lives."""
+        return not self._closing and self.replicas_alive > 0
+
+    @property
     def replicas(self) -> int:
         """Engines there are, alive or not."""
         return len(self._executors)

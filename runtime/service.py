@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from bei.errors import InputError
-from bei.runtime.executor import Output, Row
+from bei.runtime import stages
+from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.model import Model
 from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings
 from bei.runtime.prompts import resolve_prompt
@@ -42,22 +43,38 @@ class Embedded:
 class Service:
     """Belongs to one event loop, from `start` to `close`. The model stays its owner's to close."""
 
-    def __init__(self, model: Model, *, name: str | None = None, max_queue_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        name: str | None = None,
+        max_queue_tokens: int,
+        engines: Sequence[Executor] | None = None,
+    ) -> None:
+        """``engines`` are equal ones to share the work; the model's own when not given."""
         self.name = name or model.manifest.name
         self.manifest = model.manifest
         self.model = model
-        self.ready = False
-        self.scheduler = Scheduler([model.executor], model.budget, max_queue_tokens=max_queue_tokens)
+        self.scheduler = Scheduler(
+            engines or [model.executor], model.budget, max_queue_tokens=max_queue_tokens
+        )
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "bei-tokenize")
 
     def start(self) -> None:
         """Start the workers in the running event loop."""
         self.scheduler.start()
-        self.ready = True
+
+    @property
+    def ready(self) -> bool:
+        """Started, not draining, and with an engine that lives."""
+        return self.scheduler.open
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse what is new, and wait until what was accepted is answered, at most ``seconds``."""
+        await self.scheduler.drain(seconds)
 
     async def close(self, drain_seconds: float) -> None:
         """Finish what was accepted, within ``drain_seconds``; refuse what is new."""
-        self.ready = False
         await self.scheduler.close(drain_seconds)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -107,7 +124,8 @@ class Service:
             truncate=truncation.allowed,
             side=truncation.side,
         )
-        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        with stages.stage("tokenize"):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
 
 def guess_tokens(inputs: Sequence[Input], max_length: int) -> int:

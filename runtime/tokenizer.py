@@ -17,6 +17,7 @@ from bei.errors import BundleError, InputError
 from bei.manifest import TokenizerSpec
 from bei.runtime.bundle import Bundle
 from bei.runtime.executor import Ids, Row
+from bei.runtime.windows import Windows
 
 Side = Literal["left", "right"]
 Pair = tuple[str, str]
@@ -28,12 +29,14 @@ PROMPTS_REMEMBERED = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spans:
-    """Where a row's tokens lie in its text: ``offsets`` int32 [n, 2] in characters, ``words`` int32 [n] (−1 for
-    special tokens), ``special`` bool [n]."""
+    """A row, and where its tokens lie in the text: ``offsets`` int32 [n, 2] in characters, ``special`` bool [n], and
+    ``continues`` bool [n], whether a token goes on with the word of the one before, as transformers'
+    token-classification pipeline decides it."""
 
+    row: Row
     offsets: npt.NDArray[np.int32]
-    words: npt.NDArray[np.int32]
     special: npt.NDArray[np.bool_]
+    continues: npt.NDArray[np.bool_]
 
 
 class Tokenizer:
@@ -48,6 +51,8 @@ class Tokenizer:
         # Without a post-processor the fast form leaves a pair's token types at 0.
         self._encode_batch = library.encode_batch_fast if library.post_processor else library.encode_batch
         self._special_ids = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
+        self._windows = Windows(library)
+        self._word_pieces = bool(getattr(library.model, "continuing_subword_prefix", None))
         self._count_prompt = lru_cache(PROMPTS_REMEMBERED)(self._count_prompt_uncached)
 
     def encode(
@@ -83,18 +88,38 @@ class Tokenizer:
         return rows
 
     def encode_spans(
-        self, texts: Sequence[str], *, max_length: int, truncate: bool = True, side: Side = "right"
-    ) -> tuple[list[Row], list[Spans]]:
-        """Rows as `encode` gives them, and where their tokens lie. Slower than `encode`."""
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        truncate: bool = True,
+        side: Side = "right",
+        stride: int | None = None,
+    ) -> list[list[Spans]]:
+        """Each text's row, as `encode` gives it, and where its tokens lie. Slower than `encode`.
+
+        With a ``stride`` a long text is not cut but becomes several rows of at most ``max_length`` tokens, each
+        beginning with the last ``stride`` tokens of the one before. Raises InputError.
+        """
         for index, text in enumerate(texts):
             if not isinstance(_as_text(text, index), str):
                 raise InputError(f"input {index}: need a text, got {type(text).__name__}.")
-        encodings = self._library.encode_batch(list(texts))
-        kept = [_kept(encoding, max_length, side) for encoding in encodings]
-        rows = [_row(encoding, keep, 0) for encoding, keep in zip(encodings, kept, strict=True)]
-        for index, row in enumerate(rows):
-            _check_row(row, index, truncate, max_length)
-        return rows, [_spans(encoding, keep) for encoding, keep in zip(encodings, kept, strict=True)]
+        if stride is not None:
+            found = self._windows.encode(texts, max_length, stride)
+            spans = [
+                [self._spans(text, window, None) for window in windows]
+                for text, windows in zip(texts, found, strict=True)
+            ]
+        else:
+            encodings = self._library.encode_batch(list(texts))
+            spans = [
+                [self._spans(text, encoding, _kept(encoding, max_length, side))]
+                for text, encoding in zip(texts, encodings, strict=True)
+            ]
+        for index, of_text in enumerate(spans):
+            for one in of_text:
+                _check_row(one.row, index, truncate, max_length)
+        return spans
 
     def prompt_tokens(self, prompt: str, max_length: int) -> int:
         """Leading tokens that belong to the prompt, counted as sentence-transformers does for include_prompt=False:
@@ -116,6 +141,30 @@ class Tokenizer:
     def _count_prompt_uncached(self, prompt: str) -> tuple[int, bool]:
         ids = self._library.encode(prompt).ids
         return len(ids), bool(ids) and ids[-1] in self._special_ids
+
+    def _spans(self, text: str, encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None) -> Spans:
+        row = _row(encoding, keep, 0)
+        where = slice(None) if keep is None else keep
+        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)[where]
+        return Spans(
+            row=row,
+            offsets=offsets,
+            special=np.array(encoding.special_tokens_mask, bool)[where],
+            continues=self._continues(text, row.ids, offsets),
+        )
+
+    def _continues(self, text: str, ids: Ids, offsets: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """The pipeline's rule (transformers/pipelines/token_classification.py, gather_pre_entities): a word piece is
+        longer or shorter than its text; where tokens show no word pieces, one without a space before it continues."""
+        found = np.zeros(len(ids), bool)
+        for i, (token, (start, stop)) in enumerate(zip(ids.tolist(), offsets.tolist(), strict=True)):
+            if token == self.spec.unk_id:
+                continue
+            if self._word_pieces:
+                found[i] = len(self._library.id_to_token(token) or "") != stop - start
+            else:
+                found[i] = start > 0 and " " not in text[start - 1 : start + 1]
+        return found
 
     def _given_row(self, item: object, index: int, max_length: int, side: Side) -> Row:
         ids = _as_ids(item, index, self.spec.vocab_size)
@@ -223,14 +272,6 @@ def _row(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None, prom
         return Row(ids=ids, types=types, prompt_tokens=prompt_tokens)
     kept = ids[keep]
     return Row(ids=kept, types=types[keep], prompt_tokens=prompt_tokens, dropped=len(ids) - len(kept))
-
-
-def _spans(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None) -> Spans:
-    where = slice(None) if keep is None else keep
-    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-    words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
-    special = np.array(encoding.special_tokens_mask, bool)
-    return Spans(offsets=offsets[where], words=words[where], special=special[where])
 
 
 def _check_row(row: Row, index: int, truncate: bool, max_length: int) -> None:

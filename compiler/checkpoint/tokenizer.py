@@ -47,7 +47,8 @@ def read_tokenizer(checkpoint: Checkpoint, head_files: HeadFiles, cfg: EncoderCo
         raise CheckpointError(_missing(checkpoint.repo))
     with _library_errors():
         tokenizer = _load(path)
-        warnings = _complete(tokenizer, checkpoint.config, settings)
+        name = _class_of(tokenizer, checkpoint.config, settings)
+        warnings = _complete(tokenizer, name, checkpoint.config, settings)
         if head_files.lowercase:
             _lowercase(tokenizer)
         golden = tuple(Golden(text=text, ids=tuple(tokenizer.encode(text).ids)) for text in HARD_TEXTS)
@@ -57,6 +58,7 @@ def read_tokenizer(checkpoint: Checkpoint, head_files: HeadFiles, cfg: EncoderCo
         pad_id=_pad_id(tokenizer, settings, checkpoint.config, cfg.vocab),
         vocab_size=cfg.vocab,
         golden=golden,
+        unk_id=_unk_id(tokenizer, rules.special_tokens(name, settings)["unk_token"]),
     )
     max_length = _max_length(checkpoint, settings, head_files.max_length, cfg)
     return TokenizerFiles(json=tokenizer.to_str(), spec=spec, max_length=max_length, warnings=warnings)
@@ -97,10 +99,17 @@ def _load(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _complete(tokenizer: Tokenizer, hf: HfConfig, settings: rules.Settings) -> tuple[str, ...]:
-    """Apply what transformers adds to the file; what is doubtful comes back as warnings."""
+def _class_of(tokenizer: Tokenizer, hf: HfConfig, settings: rules.Settings) -> str:
     byte_level = '"ByteLevel"' in tokenizer.to_str()
-    name = rules.class_of(settings, hf.name, hf.get("tokenizer_class"), byte_level)
+    return rules.class_of(settings, hf.name, hf.get("tokenizer_class"), byte_level)
+
+
+def _unk_id(tokenizer: Tokenizer, token: str | None) -> int | None:
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def _complete(tokenizer: Tokenizer, name: str, hf: HfConfig, settings: rules.Settings) -> tuple[str, ...]:
+    """Apply what transformers' class ``name`` adds to the file; what is doubtful comes back as warnings."""
     rules.apply(tokenizer, name, settings)
     warnings = []
     if not rules.is_known(name):

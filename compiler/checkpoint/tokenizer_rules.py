@@ -79,15 +79,20 @@ def class_of(settings: Settings, model_type: str, stated: str | None, byte_level
 
 def apply(tokenizer: Tokenizer, name: str, settings: Settings) -> None:
     """Rebuild what transformers' class ``name`` rebuilds, and add the tokens that tokenizer_config.json lists."""
-    defaults, rebuild = _CLASSES.get(name, ({}, None))
+    _, rebuild = _CLASSES.get(name, ({}, None))
     if rebuild is not None:
         rebuild(tokenizer, settings)
     _add_listed(tokenizer, settings)
-    specials = {key: settings.token(key, defaults.get(key)) for key in SPECIAL}
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for text in specials.values():
+    for text in special_tokens(name, settings).values():
         if text is not None and text not in known and tokenizer.token_to_id(text) is not None:
             tokenizer.add_tokens([AddedToken(text, special=True)])
+
+
+def special_tokens(name: str, settings: Settings) -> Mapping[str, str | None]:
+    """The text of each of `SPECIAL`: as the checkpoint says, else as transformers' class ``name`` has it."""
+    defaults, _ = _CLASSES.get(name, ({}, None))
+    return {key: settings.token(key, defaults.get(key)) for key in SPECIAL}
 
 
 def is_known(name: str) -> bool:

@@ -1,17 +1,18 @@
 """An engine's results beside the reference's, task by task: named measures, and how far each text is off."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bei.compiler.parity import measures
-from bei.compiler.parity.reference import STRATEGIES, Strategy, TokenReference
+from bei.compiler.parity.reference import Span
 from bei.compiler.parity.texts import Sample
 from bei.errors import ParityError
 from bei.manifest import Task
+from bei.runtime.entities import Strategy
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -56,17 +57,12 @@ def compare(
 
 
 def compare_spans(
-    reference: TokenReference, samples: Sequence[Sample], ours: Sequence[F32], theirs: Sequence[F32]
+    ours: Mapping[Strategy, Sequence[Sequence[Span]]], theirs: Mapping[Strategy, Sequence[Sequence[Span]]]
 ) -> dict[str, float | None]:
-    """Entity F1 for every aggregation strategy, both sides' logits put through the reference's own rules."""
-    kept = [i for i, logits in enumerate(ours) if np.isfinite(logits).all()]
-    texts = [samples[i] for i in kept]
-
-    def f1(strategy: Strategy) -> float:
-        found = reference.spans(texts, [ours[i] for i in kept], strategy)
-        return measures.span_f1(found, reference.spans(texts, [theirs[i] for i in kept], strategy))
-
-    return {f"span_f1_{strategy}": f1(strategy) for strategy in STRATEGIES}
+    """Entity F1 for every aggregation strategy."""
+    return {
+        f"span_f1_{strategy}": measures.span_f1(found, theirs[strategy]) for strategy, found in ours.items()
+    }
 
 
 def difference(task: Task, a: F32, b: F32) -> float:

@@ -7,7 +7,7 @@ Nothing is fetched from the Hub, and no code that comes with a checkpoint is run
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from bei.compiler.parity.quiet import quiet
 from bei.compiler.parity.texts import Sample
 from bei.errors import ParityError
 from bei.manifest import Task
+from bei.runtime.entities import Strategy
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 Span = tuple[int, int, str]
 """First character, one past the last, label."""
-Strategy = Literal["none", "simple", "first", "average", "max"]
-STRATEGIES: tuple[Strategy, ...] = ("none", "simple", "first", "average", "max")
 
 BATCH_TOKENS = 2048
 """Padded tokens of one reference batch: enough to keep two cores busy, little to pad."""

@@ -13,7 +13,7 @@ import bei
 from bei.compiler.parity.compare import DISTANCE, Comparison, compare, compare_spans
 from bei.compiler.parity.gate import Threshold, gate
 from bei.compiler.parity.probes import probe
-from bei.compiler.parity.reference import Reference, TokenReference
+from bei.compiler.parity.reference import Reference, Span, TokenReference
 from bei.compiler.parity.report import (
     EngineReport,
     Histogram,
@@ -27,6 +27,7 @@ from bei.compiler.parity.report import (
 from bei.compiler.parity.texts import Sample, digest
 from bei.errors import BeiError
 from bei.manifest import HeadSpec, Limits
+from bei.runtime.entities import STRATEGIES, Strategy
 from bei.runtime.executor import Row
 
 F32 = npt.NDArray[np.float32]
@@ -69,6 +70,9 @@ class Subject(Protocol):
 
     def outputs(self, samples: Sequence[Sample]) -> Sequence[F32]:
         """The way of a user's texts through the runtime, batching included; the head's output for each."""
+
+    def spans(self, samples: Sequence[Sample], logits: Sequence[F32], strategy: Strategy) -> list[list[Span]]:
+        """Token classification: the entities that the runtime makes of ``logits`` [n, C], one list a text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,8 +162,7 @@ def _measured(
         "padding_difference": probed.padding_difference,
     }
     if expected.reference.task == "token-classify":
-        reference = cast(TokenReference, expected.reference)
-        values |= compare_spans(reference, expected.samples, ours, expected.outputs)
+        values |= _spans(subject, expected, ours)
     measures, verdict = judge(values, limits)
     tokens = [int(row.ids.size) for row in rows]
     return msgspec.structs.replace(
@@ -179,6 +182,23 @@ def _compare(subject: Subject, expected: Expected, ours: Sequence[F32]) -> Compa
         expected.outputs,
         expected.samples,
         multi_label=subject.head.problem_type == "multi_label_classification",
+    )
+
+
+def _spans(subject: Subject, expected: Expected, ours: Sequence[F32]) -> dict[str, float | None]:
+    """Our logits through the runtime's rules beside the reference's through its own."""
+    reference = cast(TokenReference, expected.reference)
+    kept = [i for i, logits in enumerate(ours) if np.isfinite(logits).all()]
+    samples = [expected.samples[i] for i in kept]
+
+    def all_strategies(
+        of: Subject | TokenReference, logits: Sequence[F32]
+    ) -> dict[Strategy, list[list[Span]]]:
+        return {strategy: of.spans(samples, logits, strategy) for strategy in STRATEGIES}
+
+    return compare_spans(
+        all_strategies(subject, [ours[i] for i in kept]),
+        all_strategies(reference, [expected.outputs[i] for i in kept]),
     )
 
 

@@ -9,11 +9,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bei.compiler.parity.reference import Span
 from bei.compiler.parity.texts import Sample
 from bei.errors import EngineError
 from bei.manifest import EngineRecord, HeadSpec, Limits, Manifest
 from bei.runtime.batching import plan
 from bei.runtime.bundle import Bundle
+from bei.runtime.entities import Strategy, entities
 from bei.runtime.executor import Row
 from bei.runtime.model import Model, load
 from bei.runtime.prompts import resolve_prompt
@@ -74,6 +76,15 @@ class BundleEngine:
             EngineError
         ):  # NaN and Inf are refused there, but counted here; any other failure comes back below
             return self._unchecked(samples)
+
+    def spans(self, samples: Sequence[Sample], logits: Sequence[F32], strategy: Strategy) -> list[list[Span]]:
+        labels, texts = self.head.labels, [sample.text for sample in samples]
+        tokens = self.model.tokenizer.encode_spans(texts, max_length=self.limits.max_length)
+        found = (
+            entities(text, windows, [scores], labels, strategy)
+            for text, windows, scores in zip(texts, tokens, logits, strict=True)
+        )
+        return [[(entity.start, entity.end, entity.label) for entity in of_text] for of_text in found]
 
     def _public(self, samples: Sequence[Sample], prompt: str | None) -> Sequence[F32]:
         match self.head.task:

@@ -18,6 +18,7 @@ from bei.errors import (
     BeiError,
     DeadlineExceeded,
     EmptyInput,
+    EngineLost,
     InputError,
     ModelNotFound,
     Overloaded,
@@ -157,7 +158,7 @@ def overloaded(error: Exception) -> Failure:
     return Failure(OVERLOADED, str(error), headers=retry_headers(seconds))
 
 
-def shutting_down(error: Exception) -> Failure:
+def unhealthy(error: Exception) -> Failure:
     return Failure(UNHEALTHY, str(error), headers=retry_headers(DRAIN_RETRY_SECONDS))
 
 
@@ -212,8 +213,9 @@ FAILURES: Mapping[type[Exception], Callable[[Exception], Failure]] = {
     UnicodeDecodeError: bad_json,
     RecursionError: bad_json,
     Overloaded: overloaded,
-    ShuttingDown: shutting_down,
+    ShuttingDown: unhealthy,
     DeadlineExceeded: too_late,
+    EngineLost: unhealthy,
     BeiError: failed,
     HTTPException: not_routed,
     ClientDisconnect: client_gone,

@@ -48,12 +48,14 @@ class Golden(_Data, frozen=True, kw_only=True):
 
 
 class TokenizerSpec(_Data, frozen=True, kw_only=True):
-    """How to turn texts into ids. ``file`` holds the whole tokenizer, lower-casing included."""
+    """How to turn texts into ids. ``file`` holds the whole tokenizer, lower-casing included; ``unk_id`` is the id of the
+    unknown token, None where there is none."""
 
     file: str
     pad_id: int
     vocab_size: int
     golden: tuple[Golden, ...]
+    unk_id: int | None = None
 
 
 class HeadSpec(_Data, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from bei.manifest import TokenizerSpec
 from bei.runtime.bundle import open_bundle
 from bei.runtime.tokenizer import Input, Side, Tokenizer, open_tokenizer
 
-SPEC = TokenizerSpec(file="", pad_id=0, vocab_size=len(WORDS), golden=())
+SPEC = TokenizerSpec(file="", pad_id=0, vocab_size=len(WORDS), golden=(), unk_id=1)
 TINY = Tokenizer(library(), SPEC)
 TEXT = st.lists(st.sampled_from(["hello", "world", "[SEP]", "zoo", "é", "漢", "\0", "  "]), max_size=9).map(
     " ".join
@@ -146,17 +146,17 @@ def test_odd_texts_work(text: str) -> None:
 
 def test_spans_point_into_the_text() -> None:
     text = "Hello, wörld zoo"
-    (row,), (spans,) = TINY.encode_spans([text], max_length=16)
-    assert row.ids.tolist() == TINY.encode([text], max_length=16)[0].ids.tolist()
+    ((spans,),) = TINY.encode_spans([text], max_length=16)
+    assert spans.row.ids.tolist() == TINY.encode([text], max_length=16)[0].ids.tolist()
     words = [text[start:stop] for start, stop in spans.offsets]
     assert words == ["", "Hello", ",", "wörld", "z", "o", "o", ""]
-    assert spans.words.tolist() == [-1, 0, 1, 2, 3, 3, 3, -1]
+    assert spans.continues.tolist()[1:-1] == [False, False, False, False, True, True]
     assert spans.special.tolist() == [True, *[False] * 6, True]
 
 
 def test_spans_of_a_cut_text_fit_its_row() -> None:
-    (row,), (spans,) = TINY.encode_spans(["a b c d e"], max_length=4)
-    assert row.dropped == 3
+    ((spans,),) = TINY.encode_spans(["a b c d e"], max_length=4)
+    assert spans.row.dropped == 3
     assert spans.offsets.tolist() == [[0, 0], [0, 1], [2, 3], [0, 0]]
 
 

@@ -81,6 +81,7 @@ def test_real_minilm() -> None:
     files = read_tokenizer(checkpoint, read_head(checkpoint, BERT, cfg), cfg)
     assert_same_ids(files, MINILM)
     assert (files.max_length, files.spec.pad_id, files.spec.vocab_size) == (256, 0, 30522)
+    assert files.spec.unk_id == 100
     assert files.warnings == ()
 
 

@@ -30,6 +30,11 @@ def answer(task: Task, ids: Sequence[int]) -> F32:
     return tokens if task == "token-classify" else np.asarray(tokens.mean(axis=0) * 3, np.float32)
 
 
+def spans(logits: Sequence[F32]) -> list[list[tuple[int, int, str]]]:
+    best = [x.argmax(axis=1) for x in logits]
+    return [[(i, i + 1, str(label)) for i, label in enumerate(row) if label] for row in best]
+
+
 @dataclass(kw_only=True)
 class FakeReference:
     """Implements `TokenReference`: a span is a token whose largest logit is not the first."""
@@ -47,14 +52,14 @@ class FakeReference:
     def spans(
         self, samples: Sequence[Sample], logits: Sequence[F32], strategy: str
     ) -> list[list[tuple[int, int, str]]]:
-        best = [x.argmax(axis=1) for x in logits]
-        return [[(i, i + 1, str(label)) for i, label in enumerate(row) if label] for row in best]
+        return spans(logits)
 
 
 @dataclass(kw_only=True)
 class FakeEngine:
     """Implements `Subject`. ``noise`` is added to every number, ``padding_leak`` and ``neighbour_leak`` to rows that
-    have padding or neighbours; ``nan_text`` makes the result of that text NaN; ``offset`` shifts token ids."""
+    have padding or neighbours; ``nan_text`` makes the result of that text NaN; ``offset`` shifts token ids;
+    ``forgets`` so many of each text's entities."""
 
     task: Task = "embed"
     target: str = "fake-cpu"
@@ -68,6 +73,7 @@ class FakeEngine:
     neighbour_leak: float = 0.0
     nan_text: str | None = None
     offset: int = 0
+    forgets: int = 0
     broken: bool = False
     problem_type: str | None = None
     calls: list[list[int]] = field(default_factory=list)
@@ -102,6 +108,11 @@ class FakeEngine:
             if sample.text == self.nan_text:
                 results[i] = results[i] * np.float32(np.nan)
         return results
+
+    def spans(
+        self, samples: Sequence[Sample], logits: Sequence[F32], strategy: str
+    ) -> list[list[tuple[int, int, str]]]:
+        return [found[self.forgets :] for found in spans(logits)]
 
     def _row(self, row: Row, longest: int, neighbours: int) -> F32:
         ids = (row.ids - self.offset).tolist()

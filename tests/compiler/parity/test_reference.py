@@ -16,16 +16,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from bei.compiler.parity.quiet import quiet
 from bei.compiler.parity.reference import (
-    STRATEGIES,
     Classifier,
     Embedder,
-    Strategy,
     Tagger,
     batches,
     hugging_face,
 )
 from bei.compiler.parity.texts import Sample, builtin
 from bei.errors import ParityError
+from bei.runtime.entities import STRATEGIES, Strategy
 from tests.compiler.parity.tiny import MINILM, classifier, tagger
 
 SOME = [builtin("embed", 256)[i] for i in (0, 70, 85, 110, 120, 130, 140, 150, 160, 172)]

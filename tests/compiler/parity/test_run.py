@@ -64,6 +64,7 @@ FAULTS: list[tuple[Task, dict[str, Any], str]] = [
     ("rerank", {"scale": -1.0}, "kendall_tau"),
     ("rerank", {"scale": -1.0}, "ndcg"),
     ("token-classify", {"noise": 0.3}, "span_f1_simple"),
+    ("token-classify", {"forgets": 1}, "span_f1_max"),
     ("token-classify", {"padding_leak": 0.01}, "padding_difference"),
     ("token-classify", {"nan_text": "."}, "non_finite"),
 ]
