@@ -21,8 +21,16 @@ from bei.runtime.bundle import Bundle, Choice, choose_engine, read_bundle, verif
 from bei.runtime.entities import OUTSIDE, Entity, Strategy, check_strategy, entities
 from bei.runtime.executor import Executor, Guarded, Output, Row
 from bei.runtime.executors import registry
-from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores, softmax
+from bei.runtime.outputs import (
+    check_dimensions,
+    check_normalize,
+    embeddings,
+    non_finite,
+    scores,
+    softmax,
+)
 from bei.runtime.prompts import resolve_prompt
+from bei.runtime.rescue import Rescue, spare_engine
 from bei.runtime.tokenizer import Input, Pair, Spans, Tokenizer, open_tokenizer
 from bei.runtime.warm_up import shape_classes, warm_up
 
@@ -47,11 +55,19 @@ class TokenScores:
 class Model:
     """A loaded bundle and its running engine. Safe to use from several threads; close it, or use it in a `with`."""
 
-    def __init__(self, bundle: Bundle, choice: Choice, tokenizer: Tokenizer, executor: Executor) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        tokenizer: Tokenizer,
+        executor: Executor,
+        rescue: Rescue | None = None,
+    ) -> None:
         self.bundle = bundle
         self.choice = choice
         self.tokenizer = tokenizer
         self.executor = Guarded(executor)
+        self.rescue = rescue or Rescue()
         self.budget = budget_for(choice.record, bundle.manifest.limits)
         self._closed = False
         self._background = ThreadPoolExecutor(1, "bei-tokenize")
@@ -172,6 +188,7 @@ class Model:
         self._background.shutdown()
         self._lanes.shutdown()
         self.executor.close()
+        self.rescue.close()
 
     def __enter__(self) -> "Self":
         return self
@@ -194,7 +211,8 @@ class Model:
         """Of each text's rows."""
         rows = [one.row for of_text in spans for one in of_text]
         found = dict(self._run(rows, self.budget))
-        check_finite([found[index] for index in range(len(rows))])
+        made = [found[index] for index in range(len(rows))]
+        found |= self.rescue.outputs({index: rows[index] for index in non_finite(made)})
         in_order = (found[index] for index in range(len(rows)))
         return [[next(in_order) for _ in of_text] for of_text in spans]
 
@@ -209,10 +227,13 @@ class Model:
         out = np.empty(
             (len(inputs), head.dimensions if head.task == "embed" else len(head.labels)), np.float32
         )
+        bad: dict[int, Row] = {}
         for positions, rows in self._tokenized(inputs, prompt):
             for index, row in self._run(rows, budget):
                 out[positions[index]] = row
-        check_finite(out)
+            bad |= {positions[index]: rows[index] for index in non_finite(out[list(positions)])}
+        for position, row in self.rescue.outputs(bad).items():
+            out[position] = row
         return out
 
     def _tokenized(
@@ -280,7 +301,8 @@ def load(
     except BaseException:
         executor.close()
         raise
-    return Model(bundle, choice, tokenizer, executor)
+    spare = spare_engine(bundle.manifest, choice.record, start, allow_unverified=allow_unverified)
+    return Model(bundle, choice, tokenizer, executor, Rescue(spare))
 
 
 def _start(

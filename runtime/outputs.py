@@ -8,21 +8,28 @@ from bei.errors import EngineError, InputError
 from bei.manifest import HeadSpec
 from bei.runtime.executor import Output
 
+SHOWN = 5
+"""Rows named in one message."""
+
 TINY = 1e-12
 """Norms below count as this, as in torch.nn.functional.normalize; a zero row stays zero."""
 
 
-def check_finite(rows: Sequence[Output] | Output) -> None:
-    """Raise EngineError naming the rows that hold NaN or infinity."""
-    if isinstance(rows, np.ndarray) and np.isfinite(rows).all():
-        return
-    bad = [index for index, row in enumerate(rows) if not np.isfinite(row).all()]
-    if bad:
-        shown = ", ".join(map(str, bad[:5])) + (" …" if len(bad) > 5 else "")
-        raise EngineError(
-            f"the engine gave NaN or infinity for {len(bad)} of {len(rows)} rows ({shown}). "
-            "Check the bundle with bei-parity, or use another target."
-        )
+def non_finite(rows: Sequence[Output] | Output) -> list[int]:
+    """Indices of the rows that hold NaN or infinity; rows are alike but for their first axis."""
+    together = rows if isinstance(rows, np.ndarray) or not rows else np.concatenate(rows)
+    if np.isfinite(together).all():
+        return []
+    return [index for index, row in enumerate(rows) if not np.isfinite(row).all()]
+
+
+def not_finite(rows: Sequence[int], why: str | None = None) -> EngineError:
+    """The error about these rows, by the indices their owner knows."""
+    shown = ", ".join(map(str, rows[:SHOWN])) + (" …" if len(rows) > SHOWN else "")
+    return EngineError(
+        f"the engine gave NaN or infinity for {len(rows)} of the rows ({shown})"
+        f"{'' if why is None else f', and {why}'}. Check the bundle with bei-parity, or use another target."
+    )
 
 
 def check_dimensions(head: HeadSpec, dimensions: int | None) -> None:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 
-from bei.errors import InputError
+from bei.errors import DeadlineExceeded, InputError
 from bei.runtime import stages
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.model import Model
-from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings
+from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite
 from bei.runtime.prompts import resolve_prompt
 from bei.runtime.scheduler import Scheduler
 from bei.runtime.tokenizer import Input, Side
@@ -105,13 +106,32 @@ class Service:
         prompt = resolve_prompt(self.manifest, prompt_name=prompt_name, input_type=input_type)
         with self.scheduler.reserve(guess_tokens(inputs, truncation.max_length)):
             rows = await self._tokenize(inputs, prompt, truncation)
-        raw = np.stack(await self.scheduler.run(rows, timeout=timeout))
-        check_finite(raw)
+        raw = np.stack(await self._run(rows, timeout))
         return Embedded(
             vectors=embeddings(raw, head, dimensions, normalize),
             tokens=sum(len(row.ids) for row in rows),
             truncated=sum(row.dropped > 0 for row in rows),
         )
+
+    async def _run(self, rows: Sequence[Row], timeout: float | None) -> list[Output]:
+        """Each row's output, finite. What the fp32 engine has to do again keeps no other request waiting.
+
+        Raises EngineError naming the rows for which it could not, and the scheduler's errors.
+        """
+        began = perf_counter()
+        outputs = await self.scheduler.run(rows, timeout=timeout)
+        bad = {index: rows[index] for index in non_finite(outputs)}
+        if bad:
+            again = asyncio.to_thread(self.model.rescue.outputs, bad)
+            left = None if timeout is None else timeout - (perf_counter() - began)
+            try:
+                found = await asyncio.wait_for(again, left)
+            except asyncio.TimeoutError:
+                raise DeadlineExceeded(
+                    f"not done within the {timeout:.3f} s that the client allows"
+                ) from None
+            outputs = [found.get(index, output) for index, output in enumerate(outputs)]
+        return outputs
 
     async def _tokenize(
         self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation

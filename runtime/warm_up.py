@@ -6,7 +6,7 @@ import numpy as np
 
 from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Row
-from bei.runtime.outputs import check_finite
+from bei.runtime.outputs import non_finite, not_finite
 
 SHORTEST = 16
 STEP = 4
@@ -34,7 +34,8 @@ def shape_classes(budget: Budget, max_length: int, *, gpu: bool) -> list[list[in
 def warm_up(executor: Executor, row: Row, shapes: Sequence[Sequence[int]]) -> None:
     """Run ``row``, repeated to every shape, on an engine. Raises EngineError, also for results that are not finite."""
     for lengths in shapes:
-        check_finite(executor.run([_stretched(row, length) for length in lengths]))
+        if bad := non_finite(executor.run([_stretched(row, length) for length in lengths])):
+            raise not_finite(bad)
 
 
 def _down(longest: int, factor: int) -> list[int]:

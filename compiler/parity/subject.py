@@ -19,6 +19,7 @@ from bei.runtime.entities import Strategy, entities
 from bei.runtime.executor import Row
 from bei.runtime.model import Model, load
 from bei.runtime.prompts import resolve_prompt
+from bei.runtime.rescue import Rescue
 from bei.runtime.tokenizer import Pair, Tokenizer
 
 F32 = npt.NDArray[np.float32]
@@ -108,6 +109,7 @@ class BundleEngine:
 def bundle_engine(bundle: Bundle, record: EngineRecord) -> Iterator[BundleEngine]:
     """Load one engine, certified or not; it is closed afterwards. Raises EngineError or BundleError."""
     with load(bundle.path, target=record.target, allow_unverified=True) as model:
+        model.rescue = Rescue()  # numbers as this engine gives them, repaired by no other
         yield BundleEngine(model=model)
 
 

@@ -111,7 +111,7 @@ def test_the_index_named_is_the_callers(model: Model, monkeypatch: pytest.Monkey
 
 
 def test_a_row_that_is_not_finite_is_an_error_naming_it(model: Model) -> None:
-    with pytest.raises(EngineError, match=r"NaN or infinity for 1 of 3 rows \(1\)"):
+    with pytest.raises(EngineError, match=r"NaN or infinity for 1 of the rows \(1\)"):
         model.encode(["a", "poison", "b"])
 
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bei.errors import EngineError, InputError
+from bei.errors import InputError
 from bei.manifest import HeadSpec
-from bei.runtime.outputs import check_dimensions, check_finite, check_normalize, embeddings, scores
+from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite, scores
 
 LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-1000, 1000, width=32))
 
@@ -77,11 +77,10 @@ def test_one_label_and_multi_label_get_a_sigmoid(logits: np.ndarray) -> None:
     assert (scores(logits[:, :1], head(labels=("a",))) == multi[:, :1]).all()
 
 
-def test_rows_that_are_no_numbers_are_named() -> None:
+def test_rows_that_are_no_numbers_are_found() -> None:
     rows = np.ones((4, 2), np.float32)
-    check_finite(rows)
+    assert non_finite(rows) == non_finite(list(rows)) == non_finite([]) == []
     rows[1, 0], rows[3, 1] = np.nan, np.inf
-    with pytest.raises(EngineError, match=r"2 of 4 rows \(1, 3\)"):
-        check_finite(rows)
-    with pytest.raises(EngineError, match=r"1 of 2 rows \(1\)"):
-        check_finite([rows[0], rows[1]])
+    assert non_finite(rows) == non_finite(list(rows)) == [1, 3]
+    ragged = [np.ones((3, 2), np.float32), np.full((1, 2), -np.inf, np.float32), np.zeros((0, 2), np.float32)]
+    assert non_finite(ragged) == [1]
