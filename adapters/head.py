@@ -20,7 +20,10 @@ LINEAR_POOLINGS: frozenset[Pooling] = frozenset({"cls", "mean", "weighted_mean",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dense:
-    """``act(x · weightᵀ + bias)``, plus x when ``residual``; the bias is used where the checkpoint has one."""
+    """``act(x · weightᵀ + bias)``, plus x when ``residual``; the bias is used where the checkpoint has one.
+
+    Where the widths differ, the residual is x · residual.weightᵀ.
+    """
 
     name: str
     out: int

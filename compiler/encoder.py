@@ -125,7 +125,10 @@ def _step(ops: Ops[V], x: V, step: Step, width: int) -> tuple[V, int]:
         case Dense():
             y = ops.dense(x, step.name, step.out, width)
             y = y if step.act == "identity" else ops.activation(y, step.act)
-            return (ops.add(x, y) if step.residual else y), step.out
+            if not step.residual:
+                return y, step.out
+            own = x if step.out == width else ops.dense(x, f"{step.name}.residual", step.out, width)
+            return ops.add(own, y), step.out
         case LayerNorm():
             return ops.norm(x, step.name, "layer", step.eps, width), width
         case Activate():

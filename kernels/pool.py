@@ -28,20 +28,21 @@ def reference(
     out: "Tensor",
     pooling: Pooling,
 ) -> "dict[str, Tensor]":
-    """x [T, D]; starts, lengths, prompts [B, 1]: ``prompts`` tokens are left out (not by cls and last). A text that
-    is all prompt gives 0 (max: −1e9)."""
+    """x [T, D]; starts, lengths, prompts [B, 1]: ``prompts`` tokens are left out, so that cls is the first token after
+    them. A text that is all prompt gives 0 (max: −1e9; cls: its first token)."""
     import torch
 
     rows = []
     for b, (start, length) in enumerate(
         zip(starts.flatten().tolist(), lengths.flatten().tolist(), strict=True)
     ):
-        skipped = 0 if prompts is None or pooling in ("cls", "last") else min(int(prompts[b]), length)
+        skipped = 0 if prompts is None else min(int(prompts[b]), length)
+        if pooling == "cls" and skipped == length:
+            skipped = 0
         kept = x[start + skipped : start + length].float()
         if pooling in ("cls", "last"):
-            rows.append(
-                kept[0 if pooling == "cls" else -1] if length else torch.zeros(x.shape[1], device=x.device)
-            )
+            chosen = 0 if pooling == "cls" else -1
+            rows.append(kept[chosen] if len(kept) else torch.zeros(x.shape[1], device=x.device))
         elif pooling == "max":
             rows.append(torch.cat((kept, kept.new_full((1, x.shape[1]), -1e9))).amax(0))
         else:
@@ -67,13 +68,18 @@ def _pool(
     start = tl.load(starts + b).to(tl.int64)
     length = tl.load(lengths + b)
     live = d < D
-    if POOLING == "cls" or POOLING == "last":
-        at = start if POOLING == "cls" else start + length - 1
+    first = 0
+    if prompts is not None:
+        first = tl.minimum(tl.load(prompts + b), length)
+    if POOLING == "cls":
+        at = start + tl.where(first < length, first, 0)
         y = tl.load(x + at * X_STRIDE + d, mask=d < tl.minimum(length, 1) * D, other=0.0).to(tl.float32)
+    elif POOLING == "last":
+        at = start + length - 1
+        y = tl.load(x + at * X_STRIDE + d, mask=d < tl.minimum(length - first, 1) * D, other=0.0).to(
+            tl.float32
+        )
     else:
-        first = 0
-        if prompts is not None:
-            first = tl.minimum(tl.load(prompts + b), length)
         acc = tl.full((BLOCK_T, BLOCK_D), -1e9 if POOLING == "max" else 0.0, dtype=tl.float32)
         for begin in range(first, length, BLOCK_T):
             t = begin + tl.arange(0, BLOCK_T)

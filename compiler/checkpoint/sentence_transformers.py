@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from bei.adapters.base import view
 from bei.adapters.config import Act
-from bei.adapters.head import Dense, LayerNorm, Normalize, Pooling, Step
+from bei.adapters.head import LINEAR_POOLINGS, Dense, LayerNorm, Normalize, Pooling, Step
 from bei.compiler.checkpoint.files import read_object, read_optional
 from bei.compiler.checkpoint.modules import CONFIG, MODULES, SENTENCE_CONFIGS, Module, read_modules
 from bei.compiler.checkpoint.safetensors import SINGLE, no_weights, read_header
@@ -92,8 +92,12 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
     config = read_optional(folder, CONFIG)
     cross_encoder = _is_cross_encoder(config, modules)
     settings = _read_settings(folder, modules[0], cross_encoder)
-    pooling, include_prompt = ((), True) if cross_encoder else _read_pooling(folder, modules)
-    steps, weights = _read_steps(folder, modules[2:])
+    before, after = _around_pooling(modules)
+    pooling, include_prompt = (
+        ((), True) if cross_encoder else _read_pooling(folder, modules[1 + len(before) :])
+    )
+    steps, weights = _read_steps(folder, before, after)
+    _check_projections(steps[: len(before)], before, pooling, weights)
     prompts, default_prompt = _read_prompts(config)
     return SentenceFiles(
         pooling=pooling,
@@ -208,11 +212,36 @@ def _read_max_length(name: str, settings: Mapping[str, Any]) -> int | None:
 # --- Pooling
 
 
+def _around_pooling(modules: Sequence[Module]) -> tuple[Sequence[Module], Sequence[Module]]:
+    """What lies between the Transformer and the Pooling (Dense modules of every token), and what follows it."""
+    count = next((i for i, module in enumerate(modules[1:]) if module.kind != "Dense"), 0)
+    return modules[1 : 1 + count], modules[2 + count :]
+
+
+def _check_projections(
+    steps: Sequence[Step],
+    modules: Sequence[Module],
+    pooling: tuple[Pooling, ...],
+    weights: Mapping[str, Weight],
+) -> None:
+    """A linear map of every token may run once, on the pooled vector."""
+    for step, module in zip(steps, modules, strict=True):
+        assert isinstance(step, Dense)
+        linear = step.act == "identity" and not step.residual and f"{step.name}.bias" not in weights
+        if not linear or len(pooling) != 1 or pooling[0] not in LINEAR_POOLINGS:
+            _refuse(
+                module.file("config.json"),
+                f"a Dense of every token before {' + '.join(pooling)} pooling, which cannot be moved behind it "
+                f"(need no bias, no activation, and one of {', '.join(sorted(LINEAR_POOLINGS))})",
+            )
+
+
 def _read_pooling(folder: Path, modules: Sequence[Module]) -> tuple[tuple[Pooling, ...], bool]:
-    if len(modules) < 2 or modules[1].kind != "Pooling":
-        second = modules[1].kind if len(modules) > 1 else "nothing"
+    """``modules`` from the Pooling on."""
+    if not modules or modules[0].kind != "Pooling":
+        second = modules[0].kind if modules else "nothing"
         _refuse(MODULES, f"{second} follows the Transformer, but only Pooling is served there")
-    name = modules[1].file("config.json")
+    name = modules[0].file("config.json")
     config = read_object(folder, name)
     unknown = config.keys() - _FLAGS.keys() - _POOLING_KEYS
     if unknown:
@@ -239,19 +268,23 @@ def _pooling_modes(name: str, config: Mapping[str, Any]) -> tuple[Pooling, ...]:
 # --- Dense, LayerNorm, Normalize
 
 
-def _read_steps(folder: Path, modules: Sequence[Module]) -> tuple[tuple[Step, ...], dict[str, Weight]]:
+def _read_steps(
+    folder: Path, before: Sequence[Module], after: Sequence[Module]
+) -> tuple[tuple[Step, ...], dict[str, Weight]]:
+    """Of the modules ``before`` the pooling, which see every token, and of those ``after`` it."""
     steps: list[Step] = []
     weights: dict[str, Weight] = {}
-    for module in modules:
+    for module in (*before, *after):
         name = f"head.{sum(not isinstance(step, Normalize) for step in steps)}"
         match module.kind:
             case "Dense":
-                steps.append(_read_dense(folder, module, name, weights))
+                feature = "token_embeddings" if module in before else "sentence_embedding"
+                steps.append(_read_dense(folder, module, name, feature, weights))
             case "LayerNorm":
                 steps.append(LayerNorm(name=name, eps=_NORM_EPS))
                 weights.update(_read_weights(folder, module, {f"{name}.{p}": f"norm.{p}" for p in _PARTS}))
             case "Normalize":
-                _check_features(module, module.config(folder))
+                _check_features(module, module.config(folder), "sentence_embedding")
                 steps.append(Normalize())
             case "Dropout":
                 pass  # the identity when a model is not in training
@@ -263,25 +296,26 @@ def _read_steps(folder: Path, modules: Sequence[Module]) -> tuple[tuple[Step, ..
 _PARTS = ("weight", "bias")
 
 
-def _read_dense(folder: Path, module: Module, name: str, weights: dict[str, Weight]) -> Dense:
+def _read_dense(folder: Path, module: Module, name: str, feature: str, weights: dict[str, Weight]) -> Dense:
+    """``feature`` is what it must read and write; its weights are added to ``weights`` under ``name``."""
     file = module.file("config.json")
     config = read_object(folder, file)
-    _check_features(module, config)
+    _check_features(module, config, feature)
     wide, out = (_count(file, key, config.get(key)) for key in ("in_features", "out_features"))
     if wide is None or out is None:
         _refuse(file, "no in_features or out_features")
     residual = _flag(file, "use_residual", config.get("use_residual"), default=False)
-    if residual and wide != out:
-        _refuse(
-            file, f"use_residual with {wide} features in and {out} out, which needs a projection of its own"
-        )
     parts = _PARTS if _flag(file, "bias", config.get("bias"), default=True) else _PARTS[:1]
-    found = _read_weights(folder, module, {f"{name}.{part}": f"linear.{part}" for part in parts})
-    if found[f"{name}.weight"].shape != (out, wide):
-        _refuse(
-            module.file(SINGLE),
-            f"linear.weight has the shape {found[f'{name}.weight'].shape}, but config.json says {(out, wide)}",
-        )
+    rows = {f"{name}.{part}": f"linear.{part}" for part in parts}
+    if residual and wide != out:
+        rows[f"{name}.residual.weight"] = "residual.weight"
+    found = _read_weights(folder, module, rows)
+    for ours in rows.keys() - {f"{name}.bias"}:
+        if found[ours].shape != (out, wide):
+            _refuse(
+                module.file(SINGLE),
+                f"{rows[ours]} has the shape {found[ours].shape}, but config.json says {(out, wide)}",
+            )
     weights.update(found)
     return Dense(name=name, out=out, act=_activation(file, config), residual=residual)
 
@@ -294,10 +328,13 @@ def _activation(file: str, config: Mapping[str, Any]) -> Act:
     return _ACTIVATIONS[name]
 
 
-def _check_features(module: Module, config: Mapping[str, Any]) -> None:
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            _refuse(module.file("config.json"), f"{key} is {config[key]!r}, need 'sentence_embedding'")
+def _check_features(module: Module, config: Mapping[str, Any], feature: str) -> None:
+    """Absent, the input is the sentence_embedding, and the output is as the input."""
+    read = config.get("module_input_name") or "sentence_embedding"
+    written = config.get("module_output_name") or read
+    for key, got in (("module_input_name", read), ("module_output_name", written)):
+        if got != feature:
+            _refuse(module.file("config.json"), f"{key} is {got!r}, need {feature!r}")
 
 
 def _read_weights(folder: Path, module: Module, rows: Mapping[str, str]) -> dict[str, Weight]:

@@ -248,11 +248,12 @@ class OnnxOps:
         g = self.g
         x = g.cast(self.layout.pad(x), FLOAT)
         if pooling == "cls":
-            return g.op("Gather", x, g.scalar(0, INT64), axis=1)
+            return self._first(x, include_prompt)
+        keep = self._mask if include_prompt else self._after_prompt()
         if pooling == "last":
             last = g.op("ReduceMax", g.op("Mul", self._at, self.layout.mask()), g.ints(1), keepdims=1)
-            return self._sum(x, g.op("Equal", self._at, last, dtype=BOOL))
-        keep = self._mask if include_prompt else self._after_prompt()
+            chosen = g.op("Equal", self._at, last, dtype=BOOL)
+            return self._sum(x, chosen if include_prompt else g.op("And", keep, chosen))
         if pooling == "max":
             floor = g.scalar(-1e9, FLOAT)
             return g.op(
@@ -269,16 +270,30 @@ class OnnxOps:
         count = g.op("Max", g.op("ReduceSum", weight, g.ints(1), keepdims=1), g.scalar(1e-9, FLOAT))
         return g.op("Div", self._sum(x, keep), g.op("Sqrt", count) if pooling == "mean_sqrt_len" else count)
 
+    def _first(self, x: ir.Value, include_prompt: bool) -> ir.Value:
+        """[B, D]: the first token, or the first after the prompt where there is one."""
+        g = self.g
+        if include_prompt:
+            return g.op("Gather", x, g.scalar(0, INT64), axis=1)
+        length = g.op("ReduceSum", self.layout.mask(), g.ints(1), keepdims=1)
+        skipped = self._prompt()
+        inside = g.op("Less", skipped, length, dtype=BOOL)
+        first = g.op("Where", inside, skipped, g.scalar(0, self.policy.index), dtype=self.policy.index)
+        return self._sum(x, g.op("Equal", self._at, first, dtype=BOOL))
+
     def _sum(self, x: ir.Value, keep: ir.Value) -> ir.Value:
         """[B, D]: a Where, not a product, so that nothing in the padding can leak."""
         g = self.g
         kept = g.op("Where", g.unsqueeze(keep, -1), x, g.scalar(0, FLOAT), dtype=FLOAT)
         return g.op("ReduceSum", kept, g.ints(1), keepdims=0)
 
+    def _prompt(self) -> ir.Value:
+        """[B, 1] tokens of the prompt, in the index dtype"""
+        return self.g.unsqueeze(self.g.input("prompt_length", self.policy.index, ("batch",)), 1)
+
     def _after_prompt(self) -> ir.Value:
         g = self.g
-        skipped = g.unsqueeze(g.input("prompt_length", self.policy.index, ("batch",)), 1)
-        return g.op("And", self._mask, g.op("GreaterOrEqual", self._at, skipped, dtype=BOOL))
+        return g.op("And", self._mask, g.op("GreaterOrEqual", self._at, self._prompt(), dtype=BOOL))
 
     def concat(self, parts: Sequence[ir.Value]) -> ir.Value:
         return self.g.op("Concat", *parts, axis=-1)

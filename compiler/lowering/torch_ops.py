@@ -233,9 +233,10 @@ class TorchOps:
         at = torch.arange(x.shape[1])[None, :]
         keep = self.mask if include_prompt else self.mask & (at >= self.prompt[:, None])
         if pooling == "cls":
-            return x[:, 0]
+            return x[torch.arange(len(x)), keep.int().argmax(1)]
         if pooling == "last":
-            return x[torch.arange(len(x)), (at * self.mask).amax(1)]
+            kept = x.masked_fill(~keep[..., None], 0)
+            return kept[torch.arange(len(x)), (at * self.mask).amax(1)]
         if pooling == "max":
             return x.masked_fill(~keep[..., None], -1e9).amax(1)
         weight = keep.float() * (at + 1) if pooling == "weighted_mean" else keep.float()

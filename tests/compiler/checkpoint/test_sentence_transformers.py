@@ -17,6 +17,7 @@ from bei.errors import CheckpointError
 
 OLD = "sentence_transformers.models"
 TANH = "torch.nn.modules.activation.Tanh"
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def dense(out: int = 4, wide: int = 8, **more: Any) -> dict[str, Any]:
@@ -325,12 +326,37 @@ def test_refuses(tmp_path: Path, more: Mapping[str, object], message: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("pooling", "config", "message"),
+    [
+        ("max", {}, "a Dense of every token before max pooling, which cannot be moved behind it"),
+        (["mean", "cls"], {}, r"before mean \+ cls pooling"),
+        ("mean", {"activation_function": TANH}, "need no bias, no activation"),
+        ("mean", {"module_input_name": "sentence_embedding"}, "module_input_name is 'sentence_embedding'"),
+        ("mean", {"module_output_name": "sentence_embedding"}, "need 'token_embeddings'"),
+    ],
+)
+def test_refuses_a_dense_of_every_token(
+    tmp_path: Path, pooling: str | list[str], config: dict[str, Any], message: str
+) -> None:
+    plain = {"activation_function": IDENTITY, "module_input_name": "token_embeddings"}
+    more: dict[str, object] = {
+        "modules.json": tiny.modules("Dense", "Pooling"),
+        "1_Dense/config.json": dense(**plain | config),
+        "1_Dense/model.safetensors": linear(),
+        "2_Pooling/config.json": {"pooling_mode": pooling},
+    }
+    tiny.write(tmp_path, tiny.files(more=more))
+    with pytest.raises(CheckpointError, match=message):
+        read_sentence_files(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("config", "weights", "message"),
     [
         (dense(activation_function="my.Gelu"), linear(), "activation_function 'my.Gelu'; known are"),
         (dense(activation_function="torch.nn.Softplus"), linear(), "activation_function 'torch.nn.Softplus'"),
         (dense(activation_function=None), linear(), "activation_function None"),
-        (dense(use_residual=True), linear(), "use_residual with 8 features in and 4 out"),
+        (dense(use_residual=True), linear(), "holds linear.weight, need linear.weight, residual.weight"),
         (dense(module_input_name="token_embeddings"), linear(), "module_input_name is 'token_embeddings'"),
         ({"out_features": 4}, linear(), "no in_features or out_features"),
         (dense(bias=True), linear(), "holds linear.weight, need linear.bias, linear.weight"),
