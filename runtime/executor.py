@@ -47,17 +47,22 @@ class Executor(Protocol):
 
 
 class Guarded:
-    """An executor for any number of threads: those beyond its concurrency wait."""
+    """An executor for any number of threads: those beyond its concurrency wait. ``tokens`` counts what it ran."""
 
     def __init__(self, executor: Executor) -> None:
         self.target = executor.target
         self.concurrency = executor.concurrency
         self._executor = executor
         self._free = threading.Semaphore(executor.concurrency)
+        self._counting = threading.Lock()
+        self.tokens = 0
 
     def run(self, rows: list[Row]) -> Sequence[Output] | Output:
         with self._free:
-            return self._executor.run(rows)
+            outputs = self._executor.run(rows)
+        with self._counting:
+            self.tokens += sum(len(row.ids) for row in rows)
+        return outputs
 
     def describe(self) -> dict[str, Any]:
         return self._executor.describe()

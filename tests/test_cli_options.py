@@ -9,6 +9,7 @@ from bei.compiler.cli import parser as compile_parser
 from bei.compiler.export.cli import parser as export_parser
 from bei.compiler.parity.cli import parser as parity_parser
 from bei.runtime.cli import parser as serve_parser
+from bei.runtime.corpus.cli import parser as embed_parser
 from bei.runtime.inspect_cli import parser as inspect_parser
 
 FLAGS = {
@@ -16,6 +17,11 @@ FLAGS = {
         compile_parser,
         """--calibration --config --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
         --offline --out --policy --precision --repo --revision --target""",
+    ),
+    "bei-embed": (
+        embed_parser,
+        """--allow-unverified --column --dimensions --dtype --format --help --id-column --json --out --prompt-name
+        --shard-rows --target --threads""",
     ),
     "bei-export": (export_parser, "--allow-unverified --format --help --out --target"),
     "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),

@@ -32,7 +32,9 @@ def loaded(code: str, names: tuple[str, ...]) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("module", ["bei.runtime.http.app", "bei.runtime.cli", "bei.runtime.inspect_cli"])
+@pytest.mark.parametrize(
+    "module", ["bei.runtime.http.app", "bei.runtime.cli", "bei.runtime.inspect_cli", "bei.runtime.corpus.run"]
+)
 def test_the_server_is_light(module: str) -> None:
     assert loaded(f"import {module}", HEAVY) == []
 
