@@ -1,28 +1,32 @@
-"""`bei-serve BUNDLE`: serve a bundle over HTTP until SIGTERM, then finish what was accepted and exit 0."""
+"""`bei-serve BUNDLE…`: serve bundles over HTTP until a signal, then finish what was accepted and exit 0.
+
+API keys come from the environment variable BEI_API_KEYS (separated by commas or spaces) or from --api-key-file.
+"""
 
 import argparse
 import contextlib
-import socket
 import sys
-from collections.abc import Callable, Generator, Sequence
-
-import uvicorn
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bei.errors import BeiError
-from bei.runtime.http.app import create_app
+from bei.runtime.cold_start import ColdStart
+from bei.runtime.http.protocol import ConnectionLimits
 from bei.runtime.http.settings import Settings
-from bei.runtime.model import load
-from bei.runtime.service import Service
-
-DRAIN_SECONDS = 30
+from bei.runtime.keys import find_keys
+from bei.runtime.listen import bind, check_certificate
+from bei.runtime.serve import Engines, Options, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 after a clean stop; 2 and one message when the bundle, an option or the address is not usable."""
+    """0 after a clean stop; 2 and one message when a bundle, an option or the address is not usable."""
+    start = ColdStart()
+    start.reached("imported")
     args = parser().parse_args(argv)
     try:
+        bundles, engines, options = _bundles(args), _engines(args), _options(args)
         with contextlib.closing(bind(args.host, args.port)) as listener:
-            serve(args, listener)
+            serve(bundles, engines, options, listener, start)
     except BeiError as error:
         print(f"bei-serve: {error}", file=sys.stderr)
         return error.exit_code
@@ -30,26 +34,162 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bei-serve", description=__doc__)
-    parser.add_argument("bundle", help="folder written by bei-compile")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="bei-serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
+        "bundle", nargs="+", help="folder written by bei-compile; several are served side by side"
+    )
+    _add_models(parser.add_argument_group("models and engines"))
+    _add_network(parser.add_argument_group("network"))
+    _add_limits(parser.add_argument_group("limits"))
+    _add_observation(parser.add_argument_group("observation"))
+    return parser
+
+
+def _add_models(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--served-model-name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="name in answers (default: the bundle's); with several bundles once for each, in their order",
+    )
+    group.add_argument(
+        "--strict-model-name",
+        action="store_true",
+        help="answer 404 to a request that names another model (default: with one model any name will do)",
+    )
+    group.add_argument(
+        "--normalize",
+        choices=("model", "always"),
+        default="model",
+        help="unit length on OpenAI's routes: as the model says, or always (default: %(default)s)",
+    )
+    group.add_argument("--target", help="engine to run (default: the first of the bundle's that works here)")
+    group.add_argument("--threads", type=_whole(1), help="CPU threads (default: all this process may use)")
+    group.add_argument(
+        "--devices",
+        type=_devices,
+        default=(0,),
+        metavar="0,1,…",
+        help="GPUs, with a replica of every engine on each (default: 0)",
+    )
+    group.add_argument(
+        "--replicas",
+        type=_whole(1, 64),
+        default=1,
+        metavar="N",
+        help="replicas of an engine on each device; on the CPU they share the threads (default: %(default)s)",
+    )
+    group.add_argument("--allow-unverified", action="store_true", help="run engines that did not pass parity")
+
+
+def _add_network(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    group.add_argument(
         "--port", type=_whole(0, 65535), default=8080, help="0 takes a free one (default: %(default)s)"
     )
-    parser.add_argument("--target", help="engine to run (default: the first of the bundle's that works here)")
-    parser.add_argument("--threads", type=_whole(1), help="CPU threads (default: all this process may use)")
-    parser.add_argument(
-        "--allow-unverified", action="store_true", help="run an engine that did not pass parity"
+    group.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="serve HTTPS with this certificate (PEM)"
     )
-    parser.add_argument("--served-model-name", metavar="NAME", help="name in answers (default: the bundle's)")
-    parser.add_argument(
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="and this key (PEM, not encrypted)")
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="accepted API keys, one a line; read again on SIGHUP (default: BEI_API_KEYS, else no keys are asked for)",
+    )
+    group.add_argument(
+        "--cors-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let browsers call from pages of this origin, * for all; may be repeated (default: none)",
+    )
+
+
+def _add_limits(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
         "--max-queue-tokens",
         type=_whole(1),
         default=1 << 20,
         metavar="N",
-        help="tokens that may wait before requests are refused with 429 (default: %(default)s)",
+        help="tokens that may wait, for each bundle, before requests are refused with 429 (default: %(default)s)",
     )
-    return parser
+    group.add_argument(
+        "--max-body-bytes",
+        type=_whole(1),
+        default=Settings().max_body_bytes,
+        metavar="N",
+        help="size of a request's body, compressed or not (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-connections",
+        type=_whole(1),
+        default=ConnectionLimits().connections,
+        metavar="N",
+        help="open connections (default: %(default)s)",
+    )
+    group.add_argument(
+        "--drain-seconds",
+        type=_whole(0),
+        default=25,
+        metavar="N",
+        help="time to finish accepted requests after a signal (default: %(default)s)",
+    )
+
+
+def _add_observation(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--access-log", action="store_true", help="one JSON line a request, without texts")
+    group.add_argument(
+        "--otlp-endpoint", metavar="URL", help="send traces to this OTLP/HTTP collector (needs bei[otel])"
+    )
+
+
+def _bundles(args: argparse.Namespace) -> dict[str, str]:
+    """The name to serve, "" for the bundle's own, by folder. Raises BeiError."""
+    names = args.served_model_name or [""] * len(args.bundle)
+    if len(names) != len(args.bundle):
+        raise BeiError(
+            f"--served-model-name: given {len(names)} times for {len(args.bundle)} bundles. Give one for each, or none."
+        )
+    if len(set(args.bundle)) < len(args.bundle):
+        raise BeiError(
+            "bundles: the same folder is given twice. Use --replicas for several engines of one bundle."
+        )
+    return dict(zip(args.bundle, names, strict=True))
+
+
+def _engines(args: argparse.Namespace) -> Engines:
+    return Engines(
+        target=args.target,
+        threads=args.threads,
+        devices=args.devices,
+        replicas=args.replicas,
+        allow_unverified=args.allow_unverified,
+    )
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """Raises BeiError for files that cannot be used."""
+    check_certificate(args.tls_cert, args.tls_key)
+    return Options(
+        settings=Settings(
+            max_body_bytes=args.max_body_bytes,
+            drain_seconds=args.drain_seconds,
+            strict_model_name=args.strict_model_name,
+            always_normalize=args.normalize == "always",
+        ),
+        limits=ConnectionLimits(connections=args.max_connections),
+        max_queue_tokens=args.max_queue_tokens,
+        keys=find_keys(args.api_key_file),
+        origins=tuple(args.cors_origin),
+        certificate=args.tls_cert,
+        certificate_key=args.tls_key,
+        access_log=args.access_log,
+        otlp_endpoint=args.otlp_endpoint,
+    )
 
 
 def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -68,67 +208,11 @@ def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def serve(args: argparse.Namespace, listener: socket.socket) -> None:
-    """Load, listen, and run until a signal. Raises BeiError."""
-    with load(
-        args.bundle, target=args.target, threads=args.threads, allow_unverified=args.allow_unverified
-    ) as model:
-        model.warm_up()
-        service = Service(model, name=args.served_model_name, max_queue_tokens=args.max_queue_tokens)
-        config = uvicorn.Config(
-            create_app({service.name: service}, Settings(drain_seconds=DRAIN_SECONDS)),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-        where = url(listener)
-        QuietServer(config, f"bei-serve: {service.name} ({model.target}) on {where}").run([listener])
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn, but it says one line when it is ready, and a signal it was stopped with is a clean exit."""
-
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(self._ready, flush=True)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        with super().capture_signals():
-            yield
-            self._captured_signals.clear()  # else uvicorn raises them again and the process dies of them
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on the address, not yet listening; found out before the bundle is loaded. Raises BeiError.
-
-    It names its protocol: asyncio sends small packets at once (TCP_NODELAY) only where it sees that this is TCP, and
-    without that an answer waits 40 ms for the client's delayed ACK.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        family, kind, protocol, _, address = found[0]
-        with contextlib.ExitStack() as undo:
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            undo.pop_all()
-    except (OSError, OverflowError) as error:
-        raise BeiError(
-            f"{host}:{port}: cannot listen there ({error}). Choose another --host or --port."
-        ) from None
-    return listener
-
-
-def url(listener: socket.socket) -> str:
-    """http://host:port, with brackets around an IPv6 host."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _devices(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, need different GPU numbers, such as 0,1")
+    return tuple(int(part) for part in parts)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ class Counts:
     dropped_requests: int = 0
     refused_requests: int = 0
 
+    @property
+    def waste(self) -> float:
+        """The share of the computed tokens that was padding."""
+        return 1 - self.tokens / self.slots if self.slots else 0.0
+
 
 class Scheduler:
     """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`.
@@ -176,16 +181,12 @@ class Scheduler:
         finally:
             self._reserved -= tokens
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new, and wait until what was accepted is answered, at most ``seconds``."""
+    async def close(self, drain_seconds: float = 0.0) -> None:
+        """Take nothing new, give what was accepted ``drain_seconds`` to finish, fail the rest, stop the workers."""
         self._closing = True
         drained = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait([drained], timeout=seconds)
+        await asyncio.wait([drained], timeout=drain_seconds)
         drained.cancel()
-
-    async def close(self, drain_seconds: float = 0.0) -> None:
-        """Drain, fail what is left, stop the workers."""
-        await self.drain(drain_seconds)
         for request in self._open:
             _fail(request, ShuttingDown("the server stopped before this request was done"))
         for worker in self._workers:

@@ -70,10 +70,6 @@ class Service:
         """Started, not draining, and with an engine that lives."""
         return self.scheduler.open
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse what is new, and wait until what was accepted is answered, at most ``seconds``."""
-        await self.scheduler.drain(seconds)
-
     async def close(self, drain_seconds: float) -> None:
         """Finish what was accepted, within ``drain_seconds``; refuse what is new."""
         await self.scheduler.close(drain_seconds)

@@ -31,7 +31,9 @@ FLAGS = {
     ),
     "bei-serve": (
         serve_parser,
-        "--allow-unverified --help --host --max-queue-tokens --port --served-model-name --target --threads",
+        """--access-log --allow-unverified --api-key-file --cors-origin --devices --drain-seconds --help --host
+        --max-body-bytes --max-connections --max-queue-tokens --normalize --otlp-endpoint --port --replicas
+        --served-model-name --strict-model-name --target --threads --tls-cert --tls-key""",
     ),
 }
 

@@ -10,16 +10,13 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-MIN_RATE = 16 << 10
-"""Bytes a second at which a body must come, or an answer be taken, beyond its first seconds."""
-
 LINGER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionLimits:
     """``head_seconds`` for request line and headers, from the first byte or the connection on; ``body_seconds`` and
-    ``answer_seconds`` beyond what MIN_RATE allows; ``linger_seconds`` to read an answer that came before the request was
+    ``answer_seconds`` beyond what ``min_rate`` (bytes a second) allows; ``linger_seconds`` to read an answer that came before the request was
     whole."""
 
     connections: int = 4096
@@ -29,6 +26,7 @@ class ConnectionLimits:
     body_seconds: float = 30.0
     answer_seconds: float = 60.0
     linger_seconds: float = 2.0
+    min_rate: int = 16 << 10
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -96,7 +94,8 @@ class LimitedProtocol(HttpToolsProtocol):
             _cancel(self._reading)
             super().on_message_complete()
         elif self._state == "linger":
-            self.transport.close()
+            self._state = "idle"
+            self._allow(self.timeout_keep_alive)
 
     # --- the answer
 
@@ -111,7 +110,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        seconds = self.limits.answer_seconds + self.transport.get_write_buffer_size() / MIN_RATE
+        seconds = self.limits.answer_seconds + self.transport.get_write_buffer_size() / self.limits.min_rate
         self._writing = self.loop.call_later(seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -135,7 +134,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.flow.read_paused:
             self._allow(self.limits.body_seconds)
         elif self._state == "body":
-            earned = self._began + self.limits.body_seconds + self._size / MIN_RATE - self.loop.time()
+            earned = (
+                self._began + self.limits.body_seconds + self._size / self.limits.min_rate - self.loop.time()
+            )
             if earned > 0:
                 self._allow(earned)
             else:

@@ -28,10 +28,6 @@ class Served:
         for service in self:
             service.start()
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse what is new everywhere, and wait for what was accepted, at most ``seconds``."""
-        await asyncio.gather(*(service.drain(seconds) for service in self))
-
     async def close(self, drain_seconds: float) -> None:
         await asyncio.gather(*(service.close(drain_seconds) for service in self))
 

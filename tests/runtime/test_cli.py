@@ -1,24 +1,19 @@
 """bei-serve and bei-inspect as processes: what they print, and what they exit with."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.runtime.processes import ENV, server
 from tests.runtime.tiny import engine, write_bundle
 
-import bei
 from bei.manifest import ParityRecord
-from bei.runtime import cli, inspect_cli
-
-ENV = {**os.environ, "PYTHONPATH": str(Path(bei.__file__).parents[1]), "COLUMNS": "100"}
+from bei.runtime import cli, inspect_cli, listen
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     parity = ParityRecord(file=None, verdicts={"onnxruntime-cpu": "passed", "tensorrt-rtx-sm89": "passed"})
     return write_bundle(path, engines=records, fallback=tuple(r.target for r in records), parity=parity)
-
-
-@contextmanager
-def server(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A running bei-serve and its URL, read from the one line it prints."""
-    command = [sys.executable, "-m", "bei.runtime.cli", *arguments, "--port", "0"]
-    process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("bei-serve: "), process.communicate()
-        yield process, line.split()[-1]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -102,21 +82,10 @@ def test_a_host_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_answers_are_sent_without_delay() -> None:
     """asyncio sets TCP_NODELAY on connections whose socket names TCP; an answer in two packets takes 40 ms otherwise."""
-    with cli.bind("127.0.0.1", 0) as listener:
+    with listen.bind("127.0.0.1", 0) as listener:
         listener.listen()
         with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
             assert accepted.proto == client.proto == socket.IPPROTO_TCP
-
-
-def test_the_options_of_the_commands() -> None:
-    """A new option is a promise: it changes this list on purpose."""
-    serve = {option for action in cli.parser()._actions for option in action.option_strings}
-    assert serve == {
-        *("-h", "--help", "--host", "--port", "--target", "--threads", "--allow-unverified"),
-        *("--served-model-name", "--max-queue-tokens"),
-    }
-    inspect = {option for action in inspect_cli.parser()._actions for option in action.option_strings}
-    assert inspect == {"-h", "--help", "--json", "--verify", "--no-verify"}
 
 
 def test_inspect_prints_one_json_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
