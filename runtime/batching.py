@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bei.manifest import EngineRecord, Limits
+from bei.manifest import EngineRecord, Limits, Profile
 
 CPU_BATCH_TOKENS = 128
 """Budget of one call of a CPU engine: its caches, not its cores, decide. Measured on MiniLM fp32 (onnxruntime 1.32, two
@@ -18,19 +18,30 @@ GPU_WASTE = 0.25
 class Budget:
     """What one engine call may hold: ``max_tokens`` (padding included), ``max_rows``, and ``max_waste``, the share of
     padding up to which rows of different requests are put together. A packed engine (``padded`` False) has no padding.
+    ``profiles``: a batch must also fit one of these; empty where the engine takes any shape.
     """
 
     max_tokens: int
     max_rows: int
     padded: bool = True
     max_waste: float = GPU_WASTE
+    profiles: tuple[Profile, ...] = ()
+
+    def rows(self, longest: int) -> int:
+        """The most rows that may run with one of ``longest`` tokens, all of them that long."""
+        shapes = [p.max_batch for p in self.profiles if longest <= p.max_length]
+        return max(1, min(self.max_rows, self.max_tokens // longest, max(shapes, default=self.max_rows)))
 
     def fits(self, rows: int, longest: int, real_tokens: int) -> bool:
         """Whether that many rows may run together; a single row always may."""
         if rows <= 1:
             return True
         tokens = rows * longest if self.padded else real_tokens
-        return rows <= self.max_rows and tokens <= self.max_tokens
+        if rows > self.max_rows or tokens > self.max_tokens:
+            return False
+        return not self.profiles or any(
+            rows <= p.max_batch and longest <= p.max_length and tokens <= p.max_tokens for p in self.profiles
+        )
 
     def wastes(self, rows: int, longest: int, real_tokens: int) -> bool:
         """Whether such a batch would hold more padding than ``max_waste``."""
@@ -46,6 +57,7 @@ def budget_for(record: EngineRecord, limits: Limits, max_tokens: int | None = No
         max_rows=limits.max_batch,
         padded=record.layout == "padded",
         max_waste=CPU_WASTE if cpu else GPU_WASTE,
+        profiles=record.profiles,
     )
 
 

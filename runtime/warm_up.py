@@ -22,7 +22,7 @@ def shape_classes(budget: Budget, max_length: int, *, gpu: bool) -> list[list[in
     longest = max(1, min(max_length, budget.max_tokens))
 
     def full(length: int) -> list[int]:
-        return [length] * max(1, min(budget.max_rows, budget.max_tokens // length))
+        return [length] * budget.rows(length)
 
     if not gpu:
         return [full(longest), [min(SHORTEST, longest)]]

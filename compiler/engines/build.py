@@ -96,6 +96,7 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         status="built, not executed",
         tool_versions=built.tool_versions,
         compute_capabilities=target.compute_capabilities,
+        profiles=built.profiles,
         evidence=built.evidence,
     )
 

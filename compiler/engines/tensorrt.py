@@ -8,7 +8,7 @@ import importlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ import numpy.typing as npt
 from bei.compiler.engines.graph_facts import GraphFacts, decomposable, read_graph
 from bei.compiler.engines.tensorrt_evidence import evidence
 from bei.compiler.engines.tensorrt_log import BuildLog, recorder
-from bei.compiler.engines.tensorrt_profiles import Profile, profiles
+from bei.compiler.engines.tensorrt_profiles import ShapeRange, shape_ranges
 from bei.compiler.engines.tensorrt_table import Backend, backend
 from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
 from bei.gpu import gpus
+from bei.manifest import Profile
 
 _NO_KERNEL = "not supported by a dedicated kernel"
 
@@ -57,6 +58,7 @@ class Built:
     """A plan on disk. ``evidence`` is plain JSON (see `bei.compiler.engines.tensorrt_evidence`)."""
 
     plan_path: Path
+    profiles: tuple[Profile, ...]
     evidence: dict[str, Any]
     tool_versions: dict[str, str]
 
@@ -100,14 +102,19 @@ def build(graph: bytes, weights: Mapping[str, Weight], options: TensorRtOptions,
             except NoFusedKernel:
                 retried = True
                 log = _compile(trt, row, decomposable(graph), facts, weights, options, out, interrupted)
-        proof = evidence(log, out, facts, _profiles(row, options))
+        proof = evidence(log, out, facts, len(_ranges(row, options)))
         proof |= {"decomposable_retry": retried, "build_seconds": round(time.perf_counter() - started, 2)}
         _check_fusion(options, proof)
     except BaseException:
         if out.is_file():
             out.unlink()
         raise
-    return Built(plan_path=out, evidence=proof, tool_versions={row.name: str(trt.__version__)})
+    return Built(
+        plan_path=out,
+        profiles=_profiles(_ranges(row, options), log.activation),
+        evidence=proof,
+        tool_versions={row.name: str(trt.__version__)},
+    )
 
 
 def _check(row: Backend, options: TensorRtOptions) -> None:
@@ -124,8 +131,22 @@ def _check(row: Backend, options: TensorRtOptions) -> None:
         )
 
 
-def _profiles(row: Backend, options: TensorRtOptions) -> tuple[Profile, ...]:
-    return profiles(options.max_batch, options.max_length, options.max_batch_tokens, row.profiles)
+def _ranges(row: Backend, options: TensorRtOptions) -> tuple[ShapeRange, ...]:
+    return shape_ranges(options.max_batch, options.max_length, options.max_batch_tokens, row.profile_step)
+
+
+def _profiles(ranges: Sequence[ShapeRange], activation: Sequence[int]) -> tuple[Profile, ...]:
+    """The sizes with what the builder reserves for each."""
+    reported = activation if len(activation) == len(ranges) else [None] * len(ranges)
+    return tuple(
+        Profile(
+            max_batch=limits.batch.high,
+            max_length=limits.sequence.high,
+            max_tokens=limits.tokens.high,
+            activation_bytes=size,
+        )
+        for limits, size in zip(ranges, reported, strict=True)
+    )
 
 
 def _check_fusion(options: TensorRtOptions, proof: Mapping[str, Any]) -> None:
@@ -200,7 +221,7 @@ def _config(trt: Any, row: Backend, builder: Any, facts: GraphFacts, options: Te
         config.num_compute_capabilities = len(options.target.sms)
         for index, sm in enumerate(options.target.sms):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
-    for limits in _profiles(row, options):
+    for limits in _ranges(row, options):
         profile = builder.create_optimization_profile()
         for tensor, axes in facts.inputs.items():
             profile.set_shape(tensor, *limits.shapes(tensor, axes))

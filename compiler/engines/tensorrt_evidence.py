@@ -5,7 +5,7 @@ kernels, kernels_per_layer        launches per batch; launches from each fused a
 gemm_accumulation                 weight → "fp32" | "library's choice", as the plan states it
 attention_accumulation            attention → [of q·kᵀ, of weights·v]
 weight_bytes                      by dtype, as the kernels read them
-plan_bytes, profiles              activation_bytes per profile is what the builder reserves at its largest shape
+plan_bytes                        size of the plan
 warnings                          the builder's
 """
 
@@ -24,16 +24,15 @@ from bei.compiler.engines.tensorrt_log import (
     weight_elements,
 )
 from bei.compiler.engines.tensorrt_plan import PlanFacts, read_plan
-from bei.compiler.engines.tensorrt_profiles import Profile
 
 _BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int32": 4, "Int64": 8, "Bool": 1, "Int8": 1, "UInt8": 1}
 
 
-def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: Sequence[Profile]) -> dict[str, Any]:
+def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: int) -> dict[str, Any]:
     """What was built, from the builder's log and the plan."""
-    kernels = first_profile(log.kernels, len(profiles))
+    kernels = first_profile(log.kernels, profiles)
     facts = read_plan(plan)
-    fused = fused_nodes(log.kernels, len(profiles))
+    fused = fused_nodes(log.kernels, profiles)
     return {
         "attention_layers": len(graph.attentions),
         "fused_attention": sum(kernel.fused_attention for kernel in kernels),
@@ -46,7 +45,6 @@ def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: Sequence[Pr
         "attention_accumulation": _attention_accumulation(kernels, facts, graph),
         "weight_bytes": {dtype: n * _BYTES.get(dtype, 1) for dtype, n in weight_elements(kernels).items()},
         "plan_bytes": plan.stat().st_size,
-        "profiles": _profiles(profiles, log.activation),
         "warnings": list(log.warnings),
     }
 
@@ -61,16 +59,3 @@ def _attention_accumulation(
             weakest = min(facts.attentions[kernel.function], key=lambda pair: pair.count("fp32"))
             found.update({graph.attentions.get(node, node): list(weakest) for node in kernel.nodes})
     return found
-
-
-def _profiles(profiles: Sequence[Profile], activation: Sequence[int]) -> list[dict[str, Any]]:
-    reported = activation if len(activation) == len(profiles) else [None] * len(profiles)
-    return [
-        {
-            "max_batch": profile.batch.high,
-            "max_length": profile.sequence.high,
-            "max_tokens": profile.tokens.high,
-            "activation_bytes": size,
-        }
-        for profile, size in zip(profiles, reported, strict=True)
-    ]

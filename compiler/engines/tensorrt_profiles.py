@@ -1,19 +1,22 @@
 """Optimisation profiles: which shapes a plan takes, and the ones it is tuned for.
 
-A profile bounds every axis by itself, so it cannot say "at most N tokens in all". The token budget therefore decides
-how many rows each profile takes at its length: any B x L with B·L within the budget fits one of them. With one
-profile (a library that specialises kernels at run time) the axes simply have their limits, and whoever runs the plan
-keeps to the budget.
+A profile bounds every axis by itself, so it cannot say "at most N tokens in all": one profile for 256 texts and for
+texts of 8192 tokens would take 128 times a budget of 16384 tokens, in memory too. So several profiles follow the curve
+rows × length = budget, each a corner on it, and whoever runs the plan makes batches that fit one of them. Weights are
+shared; no profile is larger than the budget.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bei.errors import EngineError
 
-_SHORTEST = 16  # a profile for shorter texts alone would not pay
-_STEP = 4  # each profile reaches four times as far as the one before
+MOST = 4
+"""Each profile costs one more compilation of every kernel."""
+
 _TYPICAL = 128
+_ALIGNED = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +29,7 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Profile:
+class ShapeRange:
     """Rows, tokens of the longest row, tokens in all."""
 
     batch: Range
@@ -44,8 +47,14 @@ class Profile:
         return tuple(r.low for r in ranges), tuple(r.tuned for r in ranges), tuple(r.high for r in ranges)
 
 
-def profiles(max_batch: int, max_length: int, max_batch_tokens: int, most: int) -> tuple[Profile, ...]:
-    """At most ``most`` profiles, for short texts first. Raises EngineError for limits that contradict each other."""
+def shape_ranges(
+    max_batch: int, max_length: int, max_batch_tokens: int, step: float
+) -> tuple[ShapeRange, ...]:
+    """One to `MOST` profiles, for short texts first; neighbours are at most ``step`` apart in length if `MOST` allows.
+
+    A batch of any length may then hold at least 1/step of what the limits allow. Raises EngineError for limits that
+    contradict each other.
+    """
     if min(max_batch, max_length, max_batch_tokens) < 1:
         raise EngineError(
             f"limits: batch {max_batch}, length {max_length}, tokens {max_batch_tokens}; each must be at least 1."
@@ -55,21 +64,29 @@ def profiles(max_batch: int, max_length: int, max_batch_tokens: int, most: int) 
             f"limits: {max_batch_tokens} tokens a batch are less than one text of {max_length}. "
             "Raise the tokens a batch or lower the length."
         )
-    lengths = [max_length]
-    while len(lengths) < most and lengths[0] // _STEP >= _SHORTEST:
-        lengths.insert(0, lengths[0] // _STEP)
+    lengths = _lengths(max_batch_tokens // max_batch, max_length, step)
     shorter = [0, *lengths[:-1]]
     return tuple(
-        _profile(min(max_batch, max_batch_tokens // (below + 1)), length, max_batch_tokens)
+        _corner(min(max_batch, max_batch_tokens // length), below, length)
         for below, length in zip(shorter, lengths, strict=True)
     )
 
 
-def _profile(rows: int, length: int, budget: int) -> Profile:
-    tuned_length = min(length, _TYPICAL)
-    tuned_rows = max(1, min(rows, budget // tuned_length))
-    return Profile(
-        batch=Range(low=1, tuned=tuned_rows, high=rows),
-        sequence=Range(low=1, tuned=tuned_length, high=length),
-        tokens=Range(low=1, tuned=tuned_rows * tuned_length, high=min(budget, rows * length)),
+def _lengths(full: int, longest: int, step: float) -> list[int]:
+    """Geometric from ``full``, the length up to which the largest batch is within the budget, to the longest."""
+    if full >= longest:
+        return [longest]
+    first = max(1, full)
+    count = min(MOST, math.ceil(math.log(longest / first, step) - 1e-9))
+    between = [first * (longest / first) ** (i / count) for i in range(1, count)]
+    return sorted({longest, *(min(longest, -(-round(n) // _ALIGNED) * _ALIGNED) for n in between)})
+
+
+def _corner(rows: int, below: int, length: int) -> ShapeRange:
+    """Up to ``rows`` rows of ``length``; tuned for full batches of its commonest lengths."""
+    tuned = min(length, max(_TYPICAL, below + 1))
+    return ShapeRange(
+        batch=Range(low=1, tuned=rows, high=rows),
+        sequence=Range(low=1, tuned=tuned, high=length),
+        tokens=Range(low=1, tuned=rows * tuned, high=rows * length),
     )

@@ -18,8 +18,8 @@ class Backend:
     ``module`` is imported, ``install`` names what provides it. ``needs_gpu``: an engine is built on the GPU that
     will run it, for the SM it finds there; otherwise SMs are listed in the builder configuration.
     ``sms``: what it compiles for. ``several_sms``: whether one plan may hold more than one.
-    ``profiles``: the most optimisation profiles worth building (tactics are chosen per profile only where the
-    builder times them). ``timing_cache``: whether one saves time. ``oldest``: the first version whose API is used.
+    ``profile_step``: how far apart in length profiles may be (tactics are chosen per profile only where the builder
+    times them; elsewhere fewer will do). ``timing_cache``: whether one saves time. ``oldest``: the first version whose API is used.
     """
 
     name: TensorRtName
@@ -28,7 +28,7 @@ class Backend:
     needs_gpu: bool
     sms: tuple[int, ...]
     several_sms: bool
-    profiles: int
+    profile_step: float
     timing_cache: bool
     oldest: tuple[int, int]
 
@@ -41,7 +41,7 @@ BACKENDS: dict[TensorRtName, Backend] = {
         needs_gpu=True,
         sms=(75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
         several_sms=False,
-        profiles=4,
+        profile_step=4,
         timing_cache=True,
         oldest=(10, 15),
     ),
@@ -52,7 +52,7 @@ BACKENDS: dict[TensorRtName, Backend] = {
         needs_gpu=False,
         sms=(75, 80, 86, 89, 120, 121),
         several_sms=True,
-        profiles=1,
+        profile_step=6,
         timing_cache=False,
         oldest=(1, 5),
     ),

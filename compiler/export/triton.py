@@ -110,9 +110,8 @@ def engine_config(manifest: Manifest, record: EngineRecord, name: str) -> Messag
     """The engine with dynamic batching, warmed with its shortest batch and, on a GPU, its largest."""
     rows, plan = largest_batch(manifest.limits), record.backend == "tensorrt"
     group: dict[str, str | int | list[str]] = {"count": 1, "kind": Enum("KIND_GPU" if plan else "KIND_CPU")}
-    profiles = len(record.evidence.get("profiles", ()))
-    if plan and profiles > 1:
-        group["profile"] = [str(index) for index in range(profiles)]
+    if plan and len(record.profiles) > 1:
+        group["profile"] = [str(index) for index in range(len(record.profiles))]
     warm = [(1, min(SHORTEST, manifest.limits.max_length))]
     if plan:
         warm.append((rows, manifest.limits.max_length))

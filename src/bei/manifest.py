@@ -84,12 +84,25 @@ class Limits(_Data, frozen=True, kw_only=True):
     max_batch: int
 
 
+class Profile(_Data, frozen=True, kw_only=True):
+    """One set of sizes a plan was built for: rows, tokens of the longest row, tokens in all (a padded engine's: slots).
+
+    ``activation_bytes`` is what the builder reserves for it; None where it did not say.
+    """
+
+    max_batch: int
+    max_length: int
+    max_tokens: int
+    activation_bytes: int | None = None
+
+
 class EngineRecord(_Data, frozen=True, kw_only=True):
     """One compiled plan. ``path`` is relative to the bundle; ``inputs`` are the tensor names it takes.
 
     ``layout`` padded: ``input_ids``, ``attention_mask``[, ``token_type_ids``] as [B, L]; packed: see the runtime's
     packing. ``compute_capabilities`` such as ("8.0", "8.9") is empty for a CPU engine. ``evidence`` is what the
-    build showed (fused attention count, plan size, …), as plain JSON.
+    build showed (fused attention count, plan size, …), as plain JSON. One call must fit one of ``profiles``; where there
+    are none the bundle's limits are all there is.
     """
 
     target: str
@@ -102,6 +115,7 @@ class EngineRecord(_Data, frozen=True, kw_only=True):
     status: EngineStatus
     tool_versions: dict[str, str]
     compute_capabilities: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
     evidence: dict[str, Any] = {}
 
 

@@ -50,9 +50,9 @@ def test_bert_for_four_sms_in_one_plan(layout: Literal["padded", "packed"], tmp_
     assert proof["weight_bytes"]["Float"] < 4 * matrices
     assert proof["warnings"] == []
     assert proof["decomposable_retry"] is False
-    (profile,) = proof["profiles"]
-    assert (profile["max_batch"], profile["max_length"], profile["max_tokens"]) == (8, 64, 256)
-    assert profile["activation_bytes"] > 0
+    (profile,) = built.profiles
+    assert (profile.max_batch, profile.max_length, profile.max_tokens) == (4, 64, 256)
+    assert profile.activation_bytes
 
 
 @rtx
@@ -112,13 +112,20 @@ def shift(weight: Weight, file: Path) -> Weight:
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_several_profiles_and_a_timing_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT's way, tried on the library that is here."""
-    row = replace(BACKENDS["tensorrt-rtx"], profiles=4, timing_cache=True)
+    row = replace(BACKENDS["tensorrt-rtx"], timing_cache=True)
     monkeypatch.setitem(BACKENDS, "tensorrt-rtx", row)
-    choice = options("tensorrt-rtx-sm89", "packed", timing_cache=tmp_path / "timing.cache")
-    proof = build(graph(BERT, tmp_path, "packed"), choice, tmp_path).evidence
+    choice = options(
+        "tensorrt-rtx-sm89",
+        "packed",
+        max_batch=32,
+        max_batch_tokens=128,
+        timing_cache=tmp_path / "timing.cache",
+    )
+    built = build(graph(BERT, tmp_path, "packed"), choice, tmp_path)
+    proof = built.evidence
     assert (tmp_path / "timing.cache").exists()
-    assert [(p["max_length"], p["max_batch"]) for p in proof["profiles"]] == [(16, 8), (64, 8)]
-    assert proof["profiles"][0]["activation_bytes"] < proof["profiles"][1]["activation_bytes"]
+    assert [(p.max_batch, p.max_length) for p in built.profiles] == [(8, 16), (2, 64)]
+    assert all(p.activation_bytes for p in built.profiles)
     assert (proof["fused_attention"], proof["kernels_per_layer"]) == (2, [9])
 
 

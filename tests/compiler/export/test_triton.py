@@ -12,7 +12,7 @@ import bei
 from bei.compiler.export.cli import export
 from bei.compiler.export.triton import largest_batch, lengths, model_name
 from bei.errors import BundleError
-from bei.manifest import Limits, decode_manifest
+from bei.manifest import Limits, Profile, decode_manifest
 from bei.runtime.bundle import open_bundle
 from tests.compiler.export.triton_double import Request, read_config, tokenizer_step
 from tests.runtime.tiny import engine, seal, write_bundle
@@ -141,10 +141,14 @@ def test_a_plan_with_two_profiles(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "tiny.bundle", max_length=512, max_batch_tokens=4096)
     (folder / "plan").write_bytes(b"not run here")
     plan = engine(
-        "tensorrt-sm90", backend="tensorrt", device="cuda", path="plan", tool_versions={"tensorrt": "11.1.0"}
+        "tensorrt-sm90",
+        backend="tensorrt",
+        device="cuda",
+        path="plan",
+        tool_versions={"tensorrt": "11.1.0"},
+        profiles=tuple(Profile(max_batch=4096 // n, max_length=n, max_tokens=4096) for n in (128, 512)),
     )
-    evidence = {"profiles": [{"max_length": 128}, {"max_length": 512}]}
-    _with_engine(folder, plan, evidence)
+    _with_engine(folder, plan)
     export(open_bundle(folder), "triton", tmp_path / "models")
     config = read_config(tmp_path / "models" / "tiny_engine" / "config.pbtxt")
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 8)
@@ -165,7 +169,7 @@ def test_a_plan_with_two_profiles(tmp_path: Path) -> None:
 def test_engines_that_triton_cannot_run(tmp_path: Path, backend: str, layout: str, says: str) -> None:
     folder = write_bundle(tmp_path / "tiny.bundle")
     (folder / "plan").write_bytes(b"x")
-    _with_engine(folder, engine("t", backend=backend, device="cuda", layout=layout, path="plan"), {})
+    _with_engine(folder, engine("t", backend=backend, device="cuda", layout=layout, path="plan"))
     with pytest.raises(BundleError, match=says):
         export(open_bundle(folder), "triton", tmp_path / "models", target="t")
     assert not (tmp_path / "models").exists()
@@ -181,11 +185,11 @@ def test_the_request_in_the_readme_is_one_that_the_ensemble_takes(tmp_path: Path
     assert {i["datatype"] for i in body["inputs"]} == {"BYTES"}
 
 
-def _with_engine(folder: Path, record: Any, evidence: dict[str, Any]) -> None:
+def _with_engine(folder: Path, record: Any) -> None:
     import msgspec
 
     manifest = decode_manifest((folder / "manifest.json").read_bytes(), "manifest")
-    record = msgspec.structs.replace(record, evidence=evidence, inputs=manifest.engines[0].inputs)
+    record = msgspec.structs.replace(record, inputs=manifest.engines[0].inputs)
     parity = msgspec.structs.replace(
         manifest.parity, verdicts={**manifest.parity.verdicts, record.target: "passed"}
     )
