@@ -29,7 +29,7 @@ from bei.runtime.outputs import (
     scores,
     softmax,
 )
-from bei.runtime.prompts import resolve_prompt
+from bei.runtime.prompts import check_promptable, resolve_prompt
 from bei.runtime.rescue import Rescue, spare_engine
 from bei.runtime.tokenizer import Input, Pair, Spans, Tokenizer, open_tokenizer
 from bei.runtime.warm_up import shape_classes, warm_up
@@ -111,6 +111,8 @@ class Model:
         single = isinstance(texts, str)
         inputs = [texts] if isinstance(texts, str) else _listed(texts)
         resolved = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        if prompt_name is not None or prompt is not None:
+            check_promptable(inputs, resolved)
         raw = self._pooled(inputs, resolved, batch_tokens)
         vectors = embeddings(raw, head, dimensions, normalize)
         return vectors[0] if single else vectors

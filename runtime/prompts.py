@@ -1,7 +1,12 @@
 """Which prompt goes before a text."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from bei.errors import InputError
 from bei.manifest import Manifest
+from bei.runtime.tokenizer import Input
 
 INPUT_TYPES = {
     "query": ("query", "search_query"),
@@ -36,3 +41,17 @@ def resolve_prompt(
             if name in manifest.prompts:
                 return manifest.prompts[name]
     return manifest.prompts.get(manifest.default_prompt) if manifest.default_prompt is not None else None
+
+
+def check_promptable(inputs: Sequence[Input], prompt: str | None) -> None:
+    """Raise InputError when a ``prompt`` that was asked for meets token ids, which take none."""
+    if not prompt:
+        return
+    for index, item in enumerate(inputs):
+        if isinstance(item, list | tuple | np.ndarray) and not any(
+            isinstance(part, str) for part in item[:1]
+        ):
+            raise InputError(
+                f"input {index}: token ids are used exactly as they are, a prompt cannot go before them. "
+                "Send the text, or no prompt and no input_type."
+            )

@@ -1,26 +1,30 @@
 """One bundle, served: what the HTTP handlers call. Tokenisation in worker threads, engines behind the scheduler."""
 
 import asyncio
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
-from bei.errors import DeadlineExceeded, InputError
+from bei.errors import EngineError, InputError
 from bei.runtime import stages
+from bei.runtime.entities import Entity, Strategy, check_strategy, entities, every_token
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.model import Model
-from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite
-from bei.runtime.prompts import resolve_prompt
+from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite, scores
+from bei.runtime.prompts import check_promptable, resolve_prompt
 from bei.runtime.scheduler import Scheduler
-from bei.runtime.tokenizer import Input, Side
+from bei.runtime.tokenizer import Input, Pair, Side, Spans, Token, TokenIds
 
 TOKENIZER_THREADS = 2
 CHARACTERS_A_TOKEN = 4
 """A guess, to hold a place in the queue for texts that are still being tokenised."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +37,41 @@ class Truncation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a request took: ``characters`` that came, ``tokens`` run for them, and tokens cut off each input."""
+
+    characters: int
+    tokens: int
+    dropped: tuple[int, ...]
+
+    @property
+    def truncated(self) -> int:
+        """Inputs that lost tokens."""
+        return sum(count > 0 for count in self.dropped)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Embedded:
-    """``vectors`` float32 [n, d]; ``tokens`` run for them; ``truncated`` inputs that lost tokens."""
+    """``vectors`` float32 [n, d]."""
 
     vectors: Output
-    tokens: int
-    truncated: int
+    work: Work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """``scores`` float32 [n, labels]: probabilities, or logits where those were asked for."""
+
+    scores: Output
+    work: Work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tagged:
+    """Each text's ``entities``."""
+
+    entities: list[list[Entity]]
+    work: Work
 
 
 class Service:
@@ -93,58 +126,162 @@ class Service:
         input_type: str | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
-        timeout: float | None = None,
     ) -> Embedded:
         """One vector an input. Raises InputError, EngineError and the scheduler's errors."""
         head = self.manifest.head
         check_dimensions(head, dimensions)
         check_normalize(head, normalize)
         prompt = resolve_prompt(self.manifest, prompt_name=prompt_name, input_type=input_type)
-        with self.scheduler.reserve(guess_tokens(inputs, truncation.max_length)):
-            rows = await self._tokenize(inputs, prompt, truncation)
-        raw = np.stack(await self._run(rows, timeout))
-        return Embedded(
-            vectors=embeddings(raw, head, dimensions, normalize),
-            tokens=sum(len(row.ids) for row in rows),
-            truncated=sum(row.dropped > 0 for row in rows),
-        )
+        if prompt_name is not None or input_type is not None:
+            check_promptable(inputs, prompt)
+        raw, work = await self._pooled(inputs, prompt, truncation)
+        return Embedded(vectors=embeddings(raw, head, dimensions, normalize), work=work)
 
-    async def _run(self, rows: Sequence[Row], timeout: float | None) -> list[Output]:
+    async def score(self, inputs: Sequence[Input], *, truncation: Truncation, raw: bool = False) -> Scored:
+        """Every label's score for each text or pair. Raises InputError, EngineError and the scheduler's errors."""
+        head = self.manifest.head
+        logits, work = await self._pooled(inputs, resolve_prompt(self.manifest), truncation)
+        self._check_labels(logits.shape[1])
+        return Scored(scores=logits if raw else scores(logits, head), work=work)
+
+    async def rerank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        truncation: Truncation,
+        raw: bool = False,
+        max_tokens: int | None = None,
+    ) -> Scored:
+        """The relevance of each text, scores [n, 1]; of a text's first ``max_tokens`` only, where given."""
+        if max_tokens is not None:
+            texts = await self._tokenize(self.model.tokenizer.shorten, texts, max_tokens)
+        pairs: list[Pair] = [(query, text) for text in texts]
+        return await self.score(pairs, truncation=truncation, raw=raw)
+
+    async def tag(
+        self,
+        texts: Sequence[str],
+        *,
+        truncation: Truncation,
+        strategy: Strategy,
+        stride: int | None = None,
+    ) -> Tagged:
+        """Each text's entities; with ``none`` its tokens, special ones and those without a label included.
+
+        With a ``stride`` long texts are not cut but read in overlapping windows. Raises InputError, EngineError and the
+        scheduler's errors.
+        """
+        check_strategy(strategy, stride)
+        encode = partial(
+            self.model.tokenizer.encode_spans,
+            max_length=truncation.max_length,
+            truncate=truncation.allowed,
+            side=truncation.side,
+            stride=stride,
+        )
+        with self.scheduler.reserve(guess_tokens(texts, sys.maxsize if stride else truncation.max_length)):
+            spans = await self._tokenize(encode, texts)
+        rows = [one.row for of_text in spans for one in of_text]
+        logits = await self._run(rows)
+        labels = self.manifest.head.labels
+        self._check_labels(logits[0].shape[1])
+        found = await self._thread(_tagged, texts, spans, iter(logits), labels, strategy)
+        dropped = tuple(sum(one.row.dropped for one in of_text) for of_text in spans)
+        return Tagged(entities=found, work=_work(texts, rows, dropped))
+
+    async def tokenize(
+        self, texts: Sequence[str], *, special: bool = True, prompt_name: str | None = None
+    ) -> list[list[Token]]:
+        """Each text's tokens, a named prompt before it included. Raises InputError."""
+        prompt = resolve_prompt(self.manifest, prompt_name=prompt_name) if prompt_name is not None else ""
+        prompted = [f"{prompt}{text}" for text in texts]
+        return await self._tokenize(partial(self.model.tokenizer.tokens, special=special), prompted)
+
+    async def decode(self, ids: Sequence[TokenIds], *, skip_special: bool = True) -> list[str]:
+        """Token ids back to texts. Raises InputError."""
+        return await self._tokenize(partial(self.model.tokenizer.decode, skip_special=skip_special), ids)
+
+    async def _run(self, rows: Sequence[Row]) -> list[Output]:
         """Each row's output, finite. What the fp32 engine has to do again keeps no other request waiting.
 
         Raises EngineError naming the rows for which it could not, and the scheduler's errors.
         """
-        began = perf_counter()
-        outputs = await self.scheduler.run(rows, timeout=timeout)
+        outputs = await self.scheduler.run(rows)
         bad = {index: rows[index] for index in non_finite(outputs)}
         if bad:
-            again = asyncio.to_thread(self.model.rescue.outputs, bad)
-            left = None if timeout is None else timeout - (perf_counter() - began)
-            try:
-                found = await asyncio.wait_for(again, left)
-            except asyncio.TimeoutError:
-                raise DeadlineExceeded(
-                    f"not done within the {timeout:.3f} s that the client allows"
-                ) from None
+            found = await asyncio.to_thread(self.model.rescue.outputs, bad)
             outputs = [found.get(index, output) for index, output in enumerate(outputs)]
         return outputs
 
-    async def _tokenize(
+    async def _pooled(
         self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation
-    ) -> list[Row]:
+    ) -> tuple[Output, Work]:
+        """The engine's output [n, width], every number finite."""
         encode = partial(
             self.model.tokenizer.encode,
-            inputs,
             prompt=prompt,
             max_length=truncation.max_length,
             truncate=truncation.allowed,
             side=truncation.side,
         )
+        with self.scheduler.reserve(guess_tokens(inputs, truncation.max_length)):
+            rows = await self._tokenize(encode, inputs)
+        raw = np.stack(await self._run(rows))
+        return raw, _work(inputs, rows, tuple(row.dropped for row in rows))
+
+    async def _tokenize(self, function: Callable[..., T], *arguments: object) -> T:
         with stages.stage("tokenize"):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+            return await self._thread(function, *arguments)
+
+    async def _thread(self, function: Callable[..., T], *arguments: object) -> T:
+        """In one of the tokenizer's threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    def _check_labels(self, width: int) -> None:
+        labels = self.manifest.head.labels
+        if width != len(labels):
+            missing = (
+                f"label {len(labels)} has no name" if width > len(labels) else "there are too many names"
+            )
+            raise EngineError(
+                f"{self.name}: the model gives {width} scores for {len(labels)} labels: {missing}. "
+                "Correct id2label in the checkpoint's config.json and compile it again."
+            )
+
+
+def _tagged(
+    texts: Sequence[str],
+    spans: Sequence[Sequence[Spans]],
+    logits: Iterator[Output],
+    labels: Sequence[str],
+    strategy: Strategy,
+) -> list[list[Entity]]:
+    """Each text's entities; ``logits`` are those of all windows, in order."""
+    join = every_token if strategy == "none" else partial(entities, strategy=strategy)
+    return [
+        join(text, windows, [next(logits) for _ in windows], labels)
+        for text, windows in zip(texts, spans, strict=True)
+    ]
 
 
 def guess_tokens(inputs: Sequence[Input], max_length: int) -> int:
     """Roughly the tokens that texts will give."""
-    characters = (len(item) if isinstance(item, str) else CHARACTERS_A_TOKEN * len(item) for item in inputs)
-    return sum(min(max_length, 2 + count // CHARACTERS_A_TOKEN) for count in characters)
+    return sum(min(max_length, 2 + _characters(item) // CHARACTERS_A_TOKEN) for item in inputs)
+
+
+def _characters(item: Input) -> int:
+    """An input's length, where token ids count as the characters they may stand for."""
+    if isinstance(item, str):
+        return len(item)
+    if isinstance(item, tuple):
+        return sum(map(len, item))
+    return CHARACTERS_A_TOKEN * len(item)
+
+
+def _work(inputs: Sequence[Input], rows: Sequence[Row], dropped: tuple[int, ...]) -> Work:
+    return Work(
+        characters=sum(_characters(item) for item in inputs if isinstance(item, str | tuple)),
+        tokens=sum(len(row.ids) for row in rows),
+        dropped=dropped,
+    )

@@ -39,6 +39,17 @@ class Spans:
     continues: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token:
+    """One token of a text: what stands at ``start`` … ``stop`` (characters), or a special token's own name."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 class Tokenizer:
     """A bundle's tokenizer. Safe to use from several threads."""
 
@@ -120,6 +131,27 @@ class Tokenizer:
             for one in of_text:
                 _check_row(one.row, index, truncate, max_length)
         return spans
+
+    def tokens(self, texts: Sequence[str], *, special: bool = True) -> list[list[Token]]:
+        """Each text's tokens, nothing cut; with the special ones around them, or without. Raises InputError."""
+        checked = [_checked(text, index) for index, text in enumerate(texts)]
+        encodings = self._library.encode_batch(checked, add_special_tokens=special)
+        return [_tokens(text, encoding) for text, encoding in zip(checked, encodings, strict=True)]
+
+    def shorten(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        """Each text up to the end of its ``max_tokens``-th token, special tokens not counted. Raises InputError."""
+        checked = [_checked(text, index) for index, text in enumerate(texts)]
+        encodings = self._library.encode_batch(checked, add_special_tokens=False)
+        return [
+            text if len(encoding) <= max_tokens else text[: encoding.offsets[max_tokens - 1][1]]
+            for text, encoding in zip(checked, encodings, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[TokenIds], *, skip_special: bool = True) -> list[str]:
+        """Token ids back to texts. Raises InputError."""
+        rows = [_as_ids(row, index, self.spec.vocab_size).tolist() for index, row in enumerate(ids)]
+        texts: list[str] = self._library.decode_batch(rows, skip_special_tokens=skip_special)
+        return texts
 
     def prompt_tokens(self, prompt: str, max_length: int) -> int:
         """Leading tokens that belong to the prompt, counted as sentence-transformers does for include_prompt=False:
@@ -272,6 +304,18 @@ def _row(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None, prom
         return Row(ids=ids, types=types, prompt_tokens=prompt_tokens)
     kept = ids[keep]
     return Row(ids=kept, types=types[keep], prompt_tokens=prompt_tokens, dropped=len(ids) - len(kept))
+
+
+def _tokens(text: str, encoding: tokenizers.Encoding) -> list[Token]:
+    made = []
+    for id, name, special, (start, stop) in zip(
+        encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+    ):
+        if special:
+            made.append(Token(id=id, text=name, special=True, start=None, stop=None))
+        else:
+            made.append(Token(id=id, text=text[start:stop], special=False, start=start, stop=stop))
+    return made
 
 
 def _check_row(row: Row, index: int, truncate: bool, max_length: int) -> None:

@@ -14,9 +14,10 @@ from bei.runtime.http.encoding import respond
 from bei.runtime.http.errors import FAILURES, Failure
 from bei.runtime.http.operation import Call, Operation
 from bei.runtime.http.operations import OPERATIONS, family_of
+from bei.runtime.http.report import DETAIL, report
 from bei.runtime.http.served import Served
 from bei.runtime.http.settings import Settings
-from bei.runtime.http.waiting import seconds_left, unless_gone
+from bei.runtime.http.waiting import Deadline, unless_gone
 from bei.runtime.service import Service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -63,17 +64,15 @@ def endpoint(operation: Operation, served: Served, settings: Settings) -> Endpoi
     """Read, handle for as long as the client is there, answer."""
 
     async def answer(request: Request) -> Response:
-        call = Call(
-            served=served,
-            settings=settings,
-            headers=request.headers,
-            path_params=request.path_params,
-            timeout=seconds_left(request.headers),
-        )
+        deadline = Deadline(request.headers)
+        call = Call(served=served, settings=settings, path_params=request.path_params)
         if operation.body is None:
-            return await respond(await operation.handle(call, None))
-        body = await read_body(request, operation.body, settings.max_body_bytes)
-        return await respond(await unless_gone(request, operation.handle(call, body)))
+            made = await operation.handle(call, None)
+        else:
+            body = await read_body(request, operation.body, settings.max_body_bytes)
+            made = await unless_gone(request, deadline, operation.handle(call, body))
+        headers = report(made, request.headers.get(DETAIL))
+        return await respond(made, request.headers, headers)
 
     return answer
 

@@ -27,7 +27,7 @@ from bei.errors import (
 )
 
 DRAIN_RETRY_SECONDS = 1.0
-FIELD = re.compile(r"[a-z][a-z_]*(?=[: ])")
+FIELD = re.compile(r"([a-z][a-z_]*)(?: \d+)?:")
 """Our messages begin with their subject: the field at fault, where it is one."""
 
 
@@ -126,12 +126,8 @@ def tei_error(failure: Failure) -> Response:
 
 def bad_input(error: Exception) -> Failure:
     found = FIELD.match(str(error))
-    return Failure(INVALID, str(error), found[0] if found else None)
-
-
-def empty_input(error: Exception) -> Failure:
-    found = FIELD.match(str(error))
-    return Failure(EMPTY, str(error), found[0] if found else None)
+    kind = EMPTY if isinstance(error, EmptyInput) else INVALID
+    return Failure(kind, str(error), found[1] if found else None)
 
 
 def bad_field(error: Exception) -> Failure:
@@ -204,7 +200,6 @@ def retry_headers(seconds: float) -> dict[str, str]:
 
 FAILURES: Mapping[type[Exception], Callable[[Exception], Failure]] = {
     Refusal: refused,
-    EmptyInput: empty_input,
     WrongTask: wrong_task,
     InputError: bad_input,
     ModelNotFound: model_not_found,

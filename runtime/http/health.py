@@ -1,23 +1,115 @@
 """Whether the server lives and is ready, under everybody's names."""
 
+import msgspec
+
 from bei.errors import ShuttingDown
 from bei.runtime.http.errors import tei_error
 from bei.runtime.http.operation import Answer, Call, Operation
 
+TAG = "health"
+
+
+class NimHealth(msgspec.Struct, kw_only=True):
+    """NVIDIA NIM's answer."""
+
+    object: str = "health.response"
+    message: str
+    ready: bool = True
+
+
+class KServeLive(msgspec.Struct, kw_only=True):
+    """KServe v2's answer to whether the server lives."""
+
+    live: bool = True
+
+
+class KServeReady(msgspec.Struct, kw_only=True):
+    """KServe v2's answer to whether the server, or a model, is ready."""
+
+    ready: bool = True
+
 
 async def health(call: Call, _: None) -> Answer:
+    check_ready(call)
+    return Answer()
+
+
+async def nim_live(call: Call, _: None) -> Answer:
+    return Answer(content=NimHealth(message="live"))
+
+
+async def nim_ready(call: Call, _: None) -> Answer:
+    check_ready(call)
+    return Answer(content=NimHealth(message="ready"))
+
+
+async def kserve_live(call: Call, _: None) -> Answer:
+    return Answer(content=KServeLive())
+
+
+async def kserve_ready(call: Call, _: None) -> Answer:
+    check_ready(call)
+    return Answer(content=KServeReady())
+
+
+async def kserve_model_ready(call: Call, _: None) -> Answer:
+    if not call.served.named(call.path_params["name"]).ready:
+        raise ShuttingDown("unhealthy")
+    return Answer(content=KServeReady())
+
+
+def check_ready(call: Call) -> None:
     if not call.served.ready:
         raise ShuttingDown("unhealthy")
-    return Answer()
 
 
 OPERATIONS = (
     Operation(
         name="health",
-        paths=("/health", "/ping", "/ready"),
+        paths=("/health", "/ping", "/ready", "/"),
         summary="200 when every model is ready, else 503.",
         handle=health,
-        tag="health",
+        tag=TAG,
         family=tei_error,
+    ),
+    Operation(
+        name="nim_live",
+        paths=("/v1/health/live",),
+        summary="200 as long as the server answers at all.",
+        handle=nim_live,
+        tag=TAG,
+        gives=NimHealth,
+    ),
+    Operation(
+        name="nim_ready",
+        paths=("/v1/health/ready",),
+        summary="200 when every model is ready, else 503.",
+        handle=nim_ready,
+        tag=TAG,
+        gives=NimHealth,
+    ),
+    Operation(
+        name="kserve_live",
+        paths=("/v2/health/live",),
+        summary="200 as long as the server answers at all.",
+        handle=kserve_live,
+        tag=TAG,
+        gives=KServeLive,
+    ),
+    Operation(
+        name="kserve_ready",
+        paths=("/v2/health/ready",),
+        summary="200 when every model is ready, else 503.",
+        handle=kserve_ready,
+        tag=TAG,
+        gives=KServeReady,
+    ),
+    Operation(
+        name="kserve_model_ready",
+        paths=("/v2/models/{name}/ready",),
+        summary="200 when this model is ready, else 503.",
+        handle=kserve_model_ready,
+        tag=TAG,
+        gives=KServeReady,
     ),
 )

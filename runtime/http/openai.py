@@ -3,38 +3,40 @@
 Unknown request fields are ignored: SDKs add them.
 """
 
-from binascii import b2a_base64
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from bei.errors import EmptyInput, InputError
-from bei.runtime.executor import Output
+from bei.runtime.http.inputs import Given, documents
 from bei.runtime.http.operation import Answer, Call, Operation
-from bei.runtime.service import Service, Truncation
-from bei.runtime.tokenizer import Input
+from bei.runtime.http.served import Served
+from bei.runtime.http.vectors import Dtype, Endianness, as_base64, as_bytes, convert
+from bei.runtime.service import Service, Truncation, Work
 
-MAX_ITEMS = 2048
-"""OpenAI's limit on the inputs of one request."""
+INPUT_TYPE_SUFFIXES = ("query", "passage")
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
     """POST /v1/embeddings. ``input``: a text, a list of texts, token ids (one document), or a list of token-id lists.
 
     ``truncate``: true or "END" cuts a long input's end (the default), "START" its beginning, false or "NONE" refuses
-    it. ``truncate_prompt_tokens`` cuts to fewer tokens than the model takes (−1: to as many).
+    it. ``truncate_prompt_tokens`` cuts to fewer tokens than the model takes (−1: to as many). ``prompt_name`` or
+    ``input_type`` put one of the model's prompts before each text; so does a ``model`` that ends in -query or -passage.
+    ``embed_dtype`` is the type of the numbers, ``endianness`` their byte order in base64.
     """
 
-    input: str | list[str | int | list[int]]
+    input: Given
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     prompt_name: str | None = None
     input_type: str | None = None
     normalize: bool | None = None
     truncate: bool | Literal["NONE", "START", "END"] | None = None
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
+    embed_dtype: Dtype | None = None
+    endianness: Endianness | None = None
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -45,7 +47,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 class Embedding(msgspec.Struct, kw_only=True):
-    """One input's vector: numbers, or base64 of little-endian float32."""
+    """One input's vector: numbers, or base64 of them (little-endian float32 unless the request says otherwise)."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -62,44 +64,36 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
 
 async def embeddings(call: Call, body: EmbeddingRequest) -> Answer:
-    service = call.served.choose(body.model, "embed")
+    name, input_type = split_input_type(call.served, body.model)
+    service = call.served.choose(name, "embed")
     result = await service.embed(
-        parse_input(body.input),
+        documents(body.input, "input"),
         truncation=truncation(service, body),
         prompt_name=body.prompt_name,
-        input_type=body.input_type,
+        input_type=body.input_type or input_type,
         dimensions=body.dimensions,
         normalize=True if call.settings.always_normalize else body.normalize,
-        timeout=call.timeout,
     )
-    write = _base64 if body.encoding_format == "base64" else _numbers
-    data = [Embedding(index=index, embedding=write(row)) for index, row in enumerate(result.vectors)]
-    usage = Usage(prompt_tokens=result.tokens, total_tokens=result.tokens)
+    dtype = body.embed_dtype or "float32"
+    rows = as_bytes(result.vectors, dtype, body.endianness or "little")
+    shown = as_base64(rows) if body.encoding_format == "base64" else convert(result.vectors, dtype)
+    data = [Embedding(index=index, embedding=row) for index, row in enumerate(shown)]
     return Answer(
-        content=EmbeddingList(data=data, model=service.name, usage=usage),
-        numbers=result.vectors.size,
-        headers={"x-truncated": str(result.truncated)} if result.truncated else {},
+        content=EmbeddingList(data=data, model=service.name, usage=usage(result.work)),
+        numbers=rows.size,
+        rows=rows,
+        rows_dtype=dtype,
+        service=service,
+        work=result.work,
     )
 
 
-def parse_input(given: str | list[str | int | list[int]]) -> list[Input]:
-    """The inputs: a text is one, a flat list of integers is one document of token ids. Raises InputError."""
-    if isinstance(given, str):
-        given = [given]
-    numbers = sum(isinstance(item, int) for item in given)
-    inputs: list[Any] = [given] if given and numbers == len(given) else given
-    if numbers and inputs is given:
-        raise InputError(
-            "input: mixes token ids with other items. Send texts, one list of ids, or lists of ids."
-        )
-    if not inputs:
-        raise EmptyInput("input: empty list. Send at least one text.")
-    if len(inputs) > MAX_ITEMS:
-        raise InputError(f"input: {len(inputs)} items, at most {MAX_ITEMS} fit in one request.")
-    for index, item in enumerate(inputs):
-        if item == "":
-            raise InputError(f"input {index}: empty string. Leave it out, or send a space.")
-    return inputs
+def split_input_type(served: Served, model: str | None) -> tuple[str | None, str | None]:
+    """NIM's way to say the input type: the served name, a dash, and query or passage."""
+    stem, dash, suffix = (model or "").rpartition("-")
+    if dash and suffix in INPUT_TYPE_SUFFIXES and not served.find(model or "") and served.find(stem):
+        return stem, suffix
+    return model, None
 
 
 def truncation(service: Service, body: EmbeddingRequest) -> Truncation:
@@ -109,12 +103,8 @@ def truncation(service: Service, body: EmbeddingRequest) -> Truncation:
     return service.truncation(limit, allowed=body.truncate not in (False, "NONE"), side=side)
 
 
-def _numbers(row: Output) -> Any:
-    return row
-
-
-def _base64(row: Output) -> str:
-    return b2a_base64(row.astype("<f4", copy=False).tobytes(), newline=False).decode()
+def usage(work: Work) -> Usage:
+    return Usage(prompt_tokens=work.tokens, total_tokens=work.tokens)
 
 
 OPERATIONS = (
@@ -123,7 +113,7 @@ OPERATIONS = (
         paths=("/v1/embeddings", "/embeddings", "/openai/v1/embeddings"),
         summary="Embeddings of texts or token ids.",
         handle=embeddings,
-        tag="openai",
+        tag="OpenAI",
         body=EmbeddingRequest,
         gives=EmbeddingList,
     ),

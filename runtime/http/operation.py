@@ -4,31 +4,37 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.datastructures import Headers
+import numpy as np
+import numpy.typing as npt
 
 from bei.runtime.http.errors import Family, openai_error
 from bei.runtime.http.served import Served
 from bei.runtime.http.settings import Settings
+from bei.runtime.service import Service, Work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One request beside its body; ``timeout`` in seconds is what the client allows."""
+    """What a handler knows beside the body."""
 
     served: Served
     settings: Settings
-    headers: Headers = field(default_factory=Headers)
     path_params: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """``content`` is anything msgspec encodes, arrays included (None: an empty body); ``numbers`` counts what it holds
-    beyond the small, so that a big one is written outside the event loop."""
+    beyond the small, so that a big one is written outside the event loop. ``rows`` [n, d] are the bytes for clients that
+    ask for the numbers alone, of type ``rows_dtype``. ``service`` and ``work`` are reported in headers.
+    """
 
     content: Any = None
     numbers: int = 0
+    rows: npt.NDArray[np.generic] | None = None
+    rows_dtype: str = ""
+    service: Service | None = None
+    work: Work | None = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,9 +1,20 @@
 """Every operation that the server offers."""
 
-from bei.runtime.http import health, models, openai
+from bei.runtime.http import baseten, clouds, health, info, models, openai, rerank, tei, tei_scores, vllm
 from bei.runtime.http.errors import Family, openai_error
 
-OPERATIONS = (*openai.OPERATIONS, *models.OPERATIONS, *health.OPERATIONS)
+OPERATIONS = (
+    *openai.OPERATIONS,
+    *tei.OPERATIONS,
+    *tei_scores.OPERATIONS,
+    *rerank.OPERATIONS,
+    *baseten.OPERATIONS,
+    *vllm.OPERATIONS,
+    *clouds.OPERATIONS,
+    *models.OPERATIONS,
+    *info.OPERATIONS,
+    *health.OPERATIONS,
+)
 
 _FAMILIES = {path: operation.family for operation in OPERATIONS for path in operation.paths}
 

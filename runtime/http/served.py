@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from bei.errors import InputError, ModelNotFound, WrongTask
 from bei.manifest import Task
+from bei.runtime import stages
 from bei.runtime.service import Service
 
 
@@ -33,38 +34,49 @@ class Served:
 
     def named(self, name: str) -> Service:
         """By its served name, else by the repository it came from. Raises ModelNotFound."""
-        for key, service in self._services.items():
-            if name in (key, service.manifest.source.repo):
-                return service
-        raise ModelNotFound(f"model: {name!r} is not served here; there is {', '.join(self._services)}.")
+        found = self.find(name)
+        if found is None:
+            raise ModelNotFound(f"model: {name!r} is not served here; there is {', '.join(self._services)}.")
+        return found
+
+    def find(self, name: str) -> Service | None:
+        by_repo = (service for service in self if service.manifest.source.repo == name)
+        return self._services.get(name) or next(by_repo, None)
+
+    def any(self, name: str | None) -> Service:
+        """For what every model can do. Raises ModelNotFound, InputError when there are several and no name."""
+        found = None if name is None else self.find(name)
+        return _noted(found or self._only(name, list(self)))
 
     def choose(self, name: str | None, *tasks: Task) -> Service:
         """The service that a request for one of ``tasks`` means by the name it gives, or by none.
 
-        Where only one fits the tasks, any name will do unless names are strict. Raises ModelNotFound, InputError when
-        several fit, WrongTask.
+        Without a name that is known, the only one for the first of the tasks that any is for; unless names are strict.
+        Raises ModelNotFound, InputError when several fit, WrongTask.
         """
-        try:
-            chosen = self.named(name) if name is not None else None
-        except ModelNotFound:
-            if self._strict:
-                raise
-            chosen = None
+        chosen = None if name is None else self.find(name)
         if chosen is None:
-            fitting = [service for service in self if service.manifest.head.task in tasks]
-            chosen = fitting[0] if len(fitting) == 1 else None
-        if chosen is None:
-            chosen = self._only(name)
+            of_task = ([service for service in self if service.manifest.head.task == task] for task in tasks)
+            chosen = self._only(name, next(filter(None, of_task), list(self)[:1]))
         have = chosen.manifest.head.task
         if have not in tasks:
             raise WrongTask(
                 f"{chosen.name} is made for {have!r}, this route needs a model for {' or '.join(tasks)}."
             )
-        return chosen
+        return _noted(chosen)
 
-    def _only(self, name: str | None) -> Service:
-        if len(self._services) == 1:
-            return next(iter(self))
-        if name is not None:
+    def _only(self, name: str | None, fitting: list[Service]) -> Service:
+        if name is not None and (self._strict or len(fitting) > 1):
             return self.named(name)
-        raise InputError(f"model: several are served here, name one of {', '.join(self._services)}.")
+        if len(fitting) > 1:
+            several = ", ".join(service.name for service in fitting)
+            raise InputError(f"model: several fit here, name one of {several}.")
+        return fitting[0]
+
+
+def _noted(service: Service) -> Service:
+    """Remember whom the request is for."""
+    record = stages.current()
+    if record is not None:
+        record.model = service.name
+    return service

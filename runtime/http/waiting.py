@@ -10,29 +10,48 @@ from starlette.requests import ClientDisconnect, Request
 
 from bei.errors import DeadlineExceeded
 
+MAX_DIGITS = 15
+"""Of a number of milliseconds; longer ones are no limit at all."""
+
 T = TypeVar("T")
 
 
-def seconds_left(headers: Headers) -> float | None:
-    """The client's own limit, from ``request-deadline-ms`` (unix time) or ``request-timeout-ms``."""
-    deadline, allowed = (headers.get(f"request-{name}-ms", "") for name in ("deadline", "timeout"))
-    if deadline.isdecimal():
-        left = int(deadline) / 1000 - time.time()
+class Deadline:
+    """The client's own limit, from ``request-deadline-ms`` (unix time) or ``request-timeout-ms``, or none."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._came = time.monotonic()
+        self._allowed: float | None = None
+        deadline, allowed = (_number(headers, f"request-{name}-ms") for name in ("deadline", "timeout"))
+        if deadline is not None:
+            self._allowed = deadline / 1000 - time.time()
+        elif allowed is not None:
+            self._allowed = allowed / 1000
+
+    def seconds_left(self) -> float | None:
+        """Raises DeadlineExceeded once it has passed."""
+        if self._allowed is None:
+            return None
+        left = self._allowed - (time.monotonic() - self._came)
         if left <= 0:
-            raise DeadlineExceeded("the request came after its own deadline")
+            raise DeadlineExceeded("not done within the time that the client allows")
         return left
-    return int(allowed) / 1000 if allowed.isdecimal() else None
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled when the client disconnects. Raises ClientDisconnect."""
+async def unless_gone(request: Request, deadline: Deadline, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client disconnects or its time is over.
+
+    Raises ClientDisconnect, DeadlineExceeded, and what ``work`` raises.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        await asyncio.wait((task, gone), timeout=deadline.seconds_left(), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
             raise ClientDisconnect
-        return task.result()
+        raise DeadlineExceeded("not done within the time that the client allows")
     finally:
         task.cancel()
         gone.cancel()
@@ -41,3 +60,8 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _number(headers: Headers, name: str) -> int | None:
+    text = headers.get(name, "")
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None

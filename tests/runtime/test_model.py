@@ -71,9 +71,20 @@ def test_a_default_prompt_applies_unless_another_is_named(tmp_path: Path) -> Non
 def test_a_prompt_can_stay_out_of_the_pooling(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "b", prompts={"query": "query: "}, include_prompt=False)
     with load(folder) as model:
-        both = model.encode(["a b", [5, 6, 7]], prompt_name="query")
-    np.testing.assert_allclose(both[0], expected(ids("query : a b"), skip=3), atol=1e-6)
-    np.testing.assert_allclose(both[1], expected([5, 6, 7]), atol=1e-6)
+        (asked,) = model.encode(["a b"], prompt_name="query")
+    np.testing.assert_allclose(asked, expected(ids("query : a b"), skip=3), atol=1e-6)
+
+
+def test_a_prompt_and_token_ids_exclude_each_other(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "b", prompts={"query": "query: "}, default_prompt="query")
+    with load(folder) as model:
+        asked: Any
+        for asked in ({"prompt_name": "query"}, {"prompt": "query: "}):
+            for given in ([5, 6], (5, 6), np.array([5, 6])):
+                with pytest.raises(InputError, match="input 1: token ids are used exactly as they are"):
+                    model.encode(["a", given], **asked)
+        np.testing.assert_allclose(model.encode([[5, 6]])[0], expected([5, 6]), atol=1e-6)
+        assert len(model.encode([("a", "b"), "c"], prompt_name="query")) == 2
 
 
 def test_dimensions_and_normalize(model: Model) -> None:

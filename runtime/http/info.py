@@ -1,0 +1,173 @@
+"""What is served, in TEI's form (/info) and in NIM's (/v1/metadata)."""
+
+from typing import Any
+
+import msgspec
+
+from bei import __version__
+from bei.manifest import HeadSpec
+from bei.runtime.http.errors import tei_error
+from bei.runtime.http.inputs import MAX_ITEMS
+from bei.runtime.http.operation import Answer, Call, Operation
+from bei.runtime.service import TOKENIZER_THREADS, Service
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+class Labels(msgspec.Struct, kw_only=True):
+    """A classifier's labels by index and index by label."""
+
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class Pooling(msgspec.Struct, kw_only=True):
+    """How an embedding model pools."""
+
+    pooling: str
+
+
+class ModelInfo(msgspec.Struct, kw_only=True):
+    """One served model. ``model_type`` has one key, embedding, classifier, reranker or token_classifier.
+
+    Limits that do not exist are null: what waits is bounded by ``max_queue_tokens``. ``prompts`` are names;
+    ``parity`` is the verdict of the engine's certificate, "executed" or not its ``status``.
+    """
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, Pooling | Labels]
+    max_concurrent_requests: int | None
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+    max_queue_tokens: int
+    target: str
+    status: str
+    parity: str
+    normalized: bool
+    always_normalize: bool
+    dimensions: int | None
+    matryoshka: tuple[int, ...]
+    prompts: list[str]
+    default_prompt: str | None
+    engine: dict[str, Any]
+
+
+class ServerInfo(ModelInfo, kw_only=True):
+    """The first model, as TEI's clients expect it, and all of them."""
+
+    models: list[ModelInfo]
+
+
+class NimModelInfo(msgspec.Struct, kw_only=True, rename="camel"):
+    """A model's name and where it came from."""
+
+    short_name: str
+    model_url: str
+
+
+class NimLicense(msgspec.Struct, kw_only=True, rename="camel"):
+    """The licences of the models."""
+
+    name: str
+
+
+class NimMetadata(msgspec.Struct, kw_only=True, rename="camel"):
+    """GET /v1/metadata."""
+
+    version: str
+    model_info: list[NimModelInfo]
+    license_info: list[NimLicense]
+
+
+async def info(call: Call, _: None) -> Answer:
+    models = [describe(service, call.settings.always_normalize) for service in call.served]
+    return Answer(content=ServerInfo(**msgspec.structs.asdict(models[0]), models=models))
+
+
+async def metadata(call: Call, _: None) -> Answer:
+    manifests = [(service.name, service.manifest) for service in call.served]
+    return Answer(
+        content=NimMetadata(
+            version=__version__,
+            model_info=[
+                NimModelInfo(short_name=name, model_url=made.source.repo) for name, made in manifests
+            ],
+            license_info=[NimLicense(name=made.license or "unknown") for _, made in manifests],
+        )
+    )
+
+
+def describe(service: Service, always_normalize: bool) -> ModelInfo:
+    manifest, record = service.manifest, service.model.choice.record
+    head = manifest.head
+    return ModelInfo(
+        model_id=manifest.source.repo,
+        model_sha=manifest.source.revision,
+        model_dtype=DTYPES.get(record.precision, record.precision),
+        served_model_name=service.name,
+        model_type=model_type(head),
+        max_concurrent_requests=None,
+        max_input_length=manifest.limits.max_length,
+        max_batch_tokens=service.model.budget.max_tokens,
+        max_batch_requests=service.model.budget.max_rows,
+        max_client_batch_size=MAX_ITEMS,
+        auto_truncate=True,
+        tokenization_workers=TOKENIZER_THREADS,
+        version=__version__,
+        sha=None,
+        docker_label=None,
+        max_queue_tokens=service.scheduler.max_queue_tokens,
+        target=record.target,
+        status=record.status,
+        parity=manifest.parity.verdicts.get(record.target, "not run"),
+        normalized=head.normalized,
+        always_normalize=always_normalize,
+        dimensions=head.dimensions if head.task == "embed" else None,
+        matryoshka=head.matryoshka,
+        prompts=sorted(manifest.prompts),
+        default_prompt=manifest.default_prompt,
+        engine=service.model.executor.describe(),
+    )
+
+
+def model_type(head: HeadSpec) -> dict[str, Pooling | Labels]:
+    if head.task == "embed":
+        return {"embedding": Pooling(pooling="+".join(head.pooling))}
+    names = {"classify": "classifier", "rerank": "reranker", "token-classify": "token_classifier"}
+    return {
+        names[head.task]: Labels(
+            id2label={str(index): label for index, label in enumerate(head.labels)},
+            label2id={label: index for index, label in enumerate(head.labels)},
+        )
+    }
+
+
+OPERATIONS = (
+    Operation(
+        name="info",
+        paths=("/info",),
+        summary="The models, their limits and the engines that run them.",
+        handle=info,
+        tag="models",
+        gives=ServerInfo,
+        family=tei_error,
+    ),
+    Operation(
+        name="metadata",
+        paths=("/v1/metadata",),
+        summary="Version, models and licences, as NVIDIA NIM tells them.",
+        handle=metadata,
+        tag="models",
+        gives=NimMetadata,
+    ),
+)
