@@ -4,16 +4,9 @@ The head is inside the graph, so its output is the answer: ``sentence_embedding`
 """
 
 from pathlib import Path
-from typing import Any
 
-from bei.compiler.export.folder import (
-    choose,
-    copy_graph,
-    pad_token,
-    portable_tokenizer,
-    source_json,
-    write_json,
-)
+from bei.compiler.export.folder import choose, copy_graph, source_json, write_json
+from bei.compiler.export.tokenizer_files import write_tokenizer
 from bei.errors import BundleError
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.bundle import Bundle
@@ -63,14 +56,9 @@ def write(bundle: Bundle, folder: Path, *, target: str | None, allow_unverified:
     record = choose(manifest, [target or "onnxruntime-cpu"], allow_unverified=allow_unverified)
     require_onnx(manifest, record)
     copy_graph(bundle, record, folder)
-    tokenizer = portable_tokenizer(bundle)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(
-        folder / "tokenizer_config.json", _tokenizer_config(bundle, pad_token(tokenizer, manifest.tokenizer))
-    )
-    for name in ("special_tokens_map.json", "config.json"):
-        if (value := source_json(bundle, name)) is not None:
-            write_json(folder / name, value)
+    write_tokenizer(bundle, folder, record.inputs)
+    if (config := source_json(bundle, "config.json")) is not None:
+        write_json(folder / "config.json", config)
     (folder / "README.md").write_text(_readme(manifest, record), encoding="utf-8")
     return record
 
@@ -82,13 +70,6 @@ def require_onnx(manifest: Manifest, record: EngineRecord) -> None:
             f"{manifest.name}: {record.target} is a {record.backend} engine, no ONNX graph. "
             "Choose --target onnxruntime-cpu."
         )
-
-
-def _tokenizer_config(bundle: Bundle, pad: str) -> dict[str, Any]:
-    """The checkpoint's, with the limits and the padding side that the graph was made for."""
-    own = {"model_max_length": bundle.manifest.limits.max_length, "pad_token": pad}
-    sides = {"padding_side": "right", "truncation_side": "right"}
-    return {**(source_json(bundle, "tokenizer_config.json") or {}), **own, **sides}
 
 
 def _readme(manifest: Manifest, record: EngineRecord) -> str:

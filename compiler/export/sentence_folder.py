@@ -1,4 +1,4 @@
-"""A folder for sentence-transformers: the checkpoint as it came, and beside it the ONNX graph that
+"""A folder for sentence-transformers: the checkpoint as it came (its tokenizer pinned), and beside it the ONNX graph that
 ``SentenceTransformer(folder, backend="onnx")`` or ``CrossEncoder(folder, backend="onnx")`` runs.
 
 sentence-transformers pools, projects and normalises by itself, so for embeddings the graph ends at the last hidden
@@ -16,6 +16,7 @@ from bei.compiler.checkpoint.files import read_optional
 from bei.compiler.checkpoint.load import LoadedModel, load_model
 from bei.compiler.checkpoint.modules import CONFIG, MODULES, SENTENCE_CONFIGS
 from bei.compiler.export.folder import choose, copy_checkpoint, write_json
+from bei.compiler.export.tokenizer_files import write_tokenizer
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.errors import BundleError
@@ -58,6 +59,7 @@ def write(bundle: Bundle, folder: Path, *, target: str | None, allow_unverified:
         )
     model = load_model(checkpoint, adapter_for(checkpoint.config))
     (folder / "model.onnx").write_bytes(_graph(manifest, model))
+    write_tokenizer(bundle, folder, record.inputs)
     if manifest.head.task == "embed":
         _write_modules(folder, manifest, model)
     return record

@@ -15,8 +15,10 @@ from bei.errors import BundleError
 from bei.manifest import Limits, Profile, decode_manifest
 from bei.runtime.bundle import open_bundle
 from tests.compiler.export.triton_double import Request, read_config, tokenizer_step
+from tests.consumers import needs_consumers
 from tests.runtime.tiny import engine, seal, write_bundle
 
+pytestmark = needs_consumers
 NUMPY = {"TYPE_INT64": np.int64, "TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
 
 

@@ -1,6 +1,7 @@
 """Triton without Triton: its configuration format by its own descriptor, and the part of the Python backend's module
 that a model uses."""
 
+import ast
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,28 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
 
-DESCRIPTOR = Path(__file__).with_name("triton_model_config.binpb")
+from tests.consumers import FOLDER
+
+PUBLISHED = FOLDER / "tritonclient" / "grpc" / "model_config_pb2.py"
+"""Triton's model_config.proto, compiled, as its client ships it."""
 
 
 def read_config(file: Path) -> Any:
     """A ModelConfig message; an unknown field or a value of the wrong type is an error."""
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(descriptor_pb2.FileDescriptorProto.FromString(DESCRIPTOR.read_bytes()))
+    pool.Add(descriptor_pb2.FileDescriptorProto.FromString(_descriptor()))
     kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
     return text_format.Parse(file.read_text(), kind())
+
+
+def _descriptor() -> bytes:
+    """The one literal in the compiled file that is the format; nothing of the file is executed."""
+    for node in ast.walk(ast.parse(PUBLISHED.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "AddSerializedFile":
+            found = ast.literal_eval(node.args[0])
+            assert isinstance(found, bytes)
+            return found
+    raise AssertionError(f"{PUBLISHED} holds no descriptor")
 
 
 class Tensor:
