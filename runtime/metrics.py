@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from bei.runtime.cold_start import ColdStart
 from bei.runtime.http.observe import Exchange
-from bei.runtime.scheduler import BatchFacts, Scheduler
+from bei.runtime.scheduler import BatchFacts
 from bei.runtime.service import Service
 from bei.runtime.stages import Name
 
@@ -35,42 +35,55 @@ FAILURES = {
     422: "validation", 424: "backend", 429: "overloaded", 499: "client_gone", 500: "backend", 503: "unhealthy",
 }  # fmt: skip
 
-COUNTS: dict[str, tuple[str, Callable[[Scheduler], float]]] = {
-    "bei_batches": ("Batches run", lambda s: s.counts.batches),
-    "bei_rows": ("Rows run", lambda s: s.counts.rows),
-    "bei_tokens": ("Tokens run, without padding", lambda s: s.counts.tokens),
-    "bei_slots": ("Tokens computed, padding included", lambda s: s.counts.slots),
-    "bei_engine_seconds": ("Time engines spent on batches", lambda s: s.counts.seconds),
-    "bei_failed_batches": ("Batches that failed", lambda s: s.counts.failed_batches),
+Read = Callable[[Service], float]
+
+COUNTS: dict[str, tuple[str, Read]] = {
+    "bei_batches": ("Batches run", lambda s: s.scheduler.counts.batches),
+    "bei_rows": ("Rows run", lambda s: s.scheduler.counts.rows),
+    "bei_tokens": ("Tokens run, without padding", lambda s: s.scheduler.counts.tokens),
+    "bei_slots": ("Tokens computed, padding included", lambda s: s.scheduler.counts.slots),
+    "bei_engine_seconds": ("Time engines spent on batches", lambda s: s.scheduler.counts.seconds),
+    "bei_failed_batches": ("Batches that failed", lambda s: s.scheduler.counts.failed_batches),
     "bei_retried_batches": (
         "Batches that failed on one engine and ran on another",
-        lambda s: s.counts.retried_batches,
+        lambda s: s.scheduler.counts.retried_batches,
     ),
     "bei_dropped_requests": (
         "Requests given up while rows of them waited",
-        lambda s: s.counts.dropped_requests,
+        lambda s: s.scheduler.counts.dropped_requests,
     ),
-    "bei_refused_requests": ("Requests refused because too much waited", lambda s: s.counts.refused_requests),
+    "bei_non_finite_rows": (
+        "Rows that an engine gave as NaN or infinity",
+        lambda s: s.model.rescue.counts.non_finite,
+    ),
+    "bei_rescued_rows": (
+        "Those of them that the fp32 engine answered",
+        lambda s: s.model.rescue.counts.rescued,
+    ),
+    "bei_refused_requests": (
+        "Requests refused because too much waited",
+        lambda s: s.scheduler.counts.refused_requests,
+    ),
 }
 
-GAUGES: dict[str, tuple[str, Callable[[Scheduler], float]]] = {
+GAUGES: dict[str, tuple[str, Read]] = {
     "bei_padding_waste_ratio": (
         "Share of the computed tokens that was padding, since the start",
-        lambda s: s.counts.waste,
+        lambda s: s.scheduler.counts.waste,
     ),
-    "bei_queue_tokens": ("Tokens waiting for an engine", lambda s: s.queued_tokens),
+    "bei_queue_tokens": ("Tokens waiting for an engine", lambda s: s.scheduler.queued_tokens),
     "bei_queue_limit_tokens": (
         "Tokens that may wait before requests are refused",
-        lambda s: s.max_queue_tokens,
+        lambda s: s.scheduler.max_queue_tokens,
     ),
-    "bei_open_requests": ("Requests accepted and not yet answered", lambda s: s.queued_requests),
+    "bei_open_requests": ("Requests accepted and not yet answered", lambda s: s.scheduler.queued_requests),
     "bei_tokens_per_second": (
         "Measured over recent batches, all engines together",
-        lambda s: s.tokens_per_second,
+        lambda s: s.scheduler.tokens_per_second,
     ),
-    "bei_replicas": ("Engines started", lambda s: s.replicas),
-    "bei_replicas_alive": ("Engines that get work", lambda s: s.replicas_alive),
-    "bei_ready": ("1 when the model takes requests", lambda s: s.open),
+    "bei_replicas": ("Engines started", lambda s: s.scheduler.replicas),
+    "bei_replicas_alive": ("Engines that get work", lambda s: s.scheduler.replicas_alive),
+    "bei_ready": ("1 when the model takes requests", lambda s: s.scheduler.open),
 }
 
 
@@ -185,9 +198,7 @@ class _Collected(Collector):
             start.add_metric((step,), seconds)
         yield start
 
-    def _filled(
-        self, metric: CounterMetricFamily | GaugeMetricFamily, read: Callable[[Scheduler], float]
-    ) -> Metric:
+    def _filled(self, metric: CounterMetricFamily | GaugeMetricFamily, read: Read) -> Metric:
         for service in self._services:
-            metric.add_metric((service.name,), read(service.scheduler))
+            metric.add_metric((service.name,), read(service))
         return metric

@@ -48,6 +48,8 @@ class ModelStats(msgspec.Struct, frozen=True, kw_only=True):
     padding_waste: float
     refused_requests: int
     failed_batches: int
+    non_finite_rows: int
+    rescued_rows: int
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +128,8 @@ def _model(service: Service) -> ModelStats:
         padding_waste=counts.waste,
         refused_requests=counts.refused_requests,
         failed_batches=counts.failed_batches,
+        non_finite_rows=service.model.rescue.counts.non_finite,
+        rescued_rows=service.model.rescue.counts.rescued,
     )
 
 

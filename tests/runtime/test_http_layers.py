@@ -247,6 +247,15 @@ def test_the_names_of_text_embeddings_inference(http: httpx.Client) -> None:
     assert after["te_queue_size{}"] == 0
 
 
+def test_rows_that_are_not_finite_are_counted(http: httpx.Client) -> None:
+    before = samples(http)
+    assert http.post("/v1/embeddings", json={"input": ["poison", "a", "poison a"]}).status_code == 500
+    after = samples(http)
+    name = "bei_non_finite_rows_total{model=tiny}"
+    assert after[name] - before[name] == 2
+    assert after["bei_rescued_rows_total{model=tiny}"] == 0  # the bundle has no other engine
+
+
 def test_names_from_outside_never_become_labels(http: httpx.Client) -> None:
     for number in range(20):
         http.get(f"/invented/{number}")
