@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from bei.compiler.cli import parser as compile_parser
+from bei.compiler.doctor.cli import parser as doctor_parser
 from bei.compiler.export.cli import parser as export_parser
 from bei.compiler.parity.cli import parser as parity_parser
 from bei.runtime.cli import parser as serve_parser
@@ -23,6 +24,7 @@ FLAGS = {
         """--allow-unverified --column --dimensions --dtype --format --help --id-column --json --out --prompt-name
         --shard-rows --target --threads""",
     ),
+    "bei-doctor": (doctor_parser, "--help --json"),
     "bei-export": (export_parser, "--allow-unverified --format --help --out --target"),
     "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
     "bei-parity": (

@@ -43,12 +43,18 @@ def default_targets() -> tuple[Target, ...]:
 def check_buildable(targets: tuple[Target, ...]) -> None:
     """Refuse, before anything is done, a target that this machine cannot build. Raises EngineError."""
     for target in targets:
-        if target.backend in ("cuda", "tensorrt", "tensorrt-rtx"):
-            reason = cuda.available() if target.backend == "cuda" else tensorrt.available(target.backend)
-            if reason is not None:
-                raise EngineError(f"target {target.name!r}: cannot be built here: {reason}.")
-        elif target.name != "onnxruntime-cpu":
-            raise EngineError(f"target {target.name!r}: this version of bei does not build it.")
+        reason = why_not(target)
+        if reason is not None:
+            raise EngineError(f"target {target.name!r}: cannot be built here: {reason}.")
+
+
+def why_not(target: Target) -> str | None:
+    """None when this machine can build ``target``, else the reason."""
+    if target.backend == "cuda":
+        return cuda.available()
+    if target.backend in ("tensorrt", "tensorrt-rtx"):
+        return tensorrt.available(target.backend)
+    return None if target.name == "onnxruntime-cpu" else "this version of bei does not build it"
 
 
 def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:

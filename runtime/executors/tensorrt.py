@@ -30,14 +30,14 @@ def available(record: EngineRecord) -> str | None:
     """None when this machine can run the engine, else the reason. Never raises."""
     library = LIBRARIES[record.backend]
     if not installed(library.module):
-        return f"{record.backend} is not installed ({library.install})"
+        return f"{record.backend} is not installed; {library.install}"
     found = gpus()
     if isinstance(found, str):
         return found
     fitting = [gpu for gpu in found if wrong_gpu(record, gpu) is None]
     if not fitting:
         return wrong_gpu(record, found[0])
-    return wrong_driver(library, fitting[0]) or wrong_version(record, library)
+    return wrong_driver(library, fitting[0]) or wrong_version(record)
 
 
 def create(

@@ -83,19 +83,26 @@ def wrong_driver(library: Library, gpu: Gpu) -> str | None:
     )
 
 
-def wrong_version(record: EngineRecord, library: Library) -> str | None:
+def wrong_version(record: EngineRecord) -> str | None:
     """Plans are only read by the version that wrote them."""
-    built = record.tool_versions.get(record.backend)
-    try:
-        here = str(import_module(library.module).__version__)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return f"{record.backend} cannot be imported ({error})"
+    built, here = record.tool_versions.get(record.backend), library_version(record.backend)
+    if here is None:
+        module = LIBRARIES[record.backend].module
+        return f"{record.backend} cannot be imported; see what python -c 'import {module}' says"
     if here == built:
         return None
     return (
         f"the plan was built by {record.backend} {built}, and {here} is installed; "
         f"install {built}, or build the bundle again"
     )
+
+
+def library_version(backend: str) -> str | None:
+    """The version of the library that can be imported here, None where none can."""
+    try:
+        return str(import_module(LIBRARIES[backend].module).__version__)
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return None
 
 
 def load_engine(trt: Any, record: EngineRecord, plan: Path) -> Any:

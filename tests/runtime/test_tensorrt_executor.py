@@ -65,7 +65,7 @@ def test_a_missing_library_is_the_reason(backend: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, library.LIBRARIES[backend].module, None)
     reason = available(record(backend=backend))
     assert reason is not None
-    assert reason.startswith(f"{backend} is not installed (pip install ")
+    assert reason.startswith(f"{backend} is not installed; pip install ")
 
 
 @needs_rtx
