@@ -36,9 +36,13 @@ Random weights with the layout of {repo}, written by `bei-zoo fixture`. This is 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixtureOptions:
-    """``layers`` None: as few as show every kind of layer. ``sparse``: weights read as zeros and take no space."""
+    """``layers`` None: as few as show every kind of layer. ``sparse``: weights read as zeros and take no space.
+
+    ``small_vocabulary``: a reduced one even at full width, whose tables would be most of the file.
+    """
 
     full_width: bool = False
+    small_vocabulary: bool = False
     layers: int | None = None
     seed: int = 0
     sparse: bool = False
@@ -77,11 +81,13 @@ def plan_fixture(facts: CheckpointFacts, options: FixtureOptions | None = None) 
     """Decide everything and write nothing; raises CheckpointError for layers that the checkpoint does not have."""
     options = options or FixtureOptions()
     tokenizer = tokenizer_facts()[facts.tokenizer.name]
-    tokens = vocabulary(tokenizer, full=options.full_width)
+    full_vocabulary = options.full_width and not options.small_vocabulary
+    tokens = vocabulary(tokenizer, full=full_vocabulary)
     config = stand_in_config(
         facts,
         layers=options.layers if options.layers is not None else facts.layers,
         full_width=options.full_width,
+        full_vocabulary=full_vocabulary,
         tokenizer=tokenizer,
         ids=tokens.ids,
     )

@@ -27,18 +27,20 @@ def stand_in_config(
     *,
     layers: int,
     full_width: bool,
+    full_vocabulary: bool,
     tokenizer: TokenizerFacts,
     ids: Mapping[str, int],
 ) -> dict[str, Any]:
     """config.json of the stand-in. ``ids``: token → id in its tokenizer, for the special tokens."""
     config = _fewer_layers(dict(facts.config), layers, facts.repo)
-    if full_width:
-        return config
-    moved = {real: ids[token] for token, real in tokenizer.ids.items()}
-    shrink = {**_sizes(facts), **_lengths(facts.config)}
-    shrunk = {key: _shrunk(key, value, shrink, moved) for key, value in config.items()}
-    shrunk["vocab_size"] = _rows(facts, tokenizer, len(ids))
-    return shrunk
+    if not full_width:
+        shrink = {**_sizes(facts), **_lengths(facts.config)}
+        config = {key: _shrunk(key, value, shrink) for key, value in config.items()}
+    if not full_vocabulary:
+        moved = {real: ids[token] for token, real in tokenizer.ids.items()}
+        config = {key: _moved(key, value, moved) for key, value in config.items()}
+        config["vocab_size"] = _rows(facts, tokenizer, len(ids))
+    return config
 
 
 def scaled_length(config: Mapping[str, Any], tokens: int, *, full_width: bool) -> int:
@@ -114,12 +116,14 @@ def _lengths(config: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _shrunk(key: str, value: Any, shrink: Mapping[str, int], ids: Mapping[int, int]) -> Any:
+def _shrunk(key: str, value: Any, shrink: Mapping[str, int]) -> Any:
     if isinstance(value, dict):
-        return {inner: _shrunk(inner, held, shrink, ids) for inner, held in value.items()}
-    if key.endswith("_token_id") and value is not None:
-        return ids[value]
+        return {inner: _shrunk(inner, held, shrink) for inner, held in value.items()}
     return shrink.get(key, value)
+
+
+def _moved(key: str, value: Any, ids: Mapping[int, int]) -> Any:
+    return ids[value] if key.endswith("_token_id") and value is not None else value
 
 
 def _rows(facts: CheckpointFacts, tokenizer: TokenizerFacts, used: int) -> int:

@@ -34,9 +34,24 @@ def test_every_key_is_kept(repo: str) -> None:
 def test_full_width_changes_the_depth_alone(repo: str) -> None:
     facts = facts_of(repo)
     tokenizer = tokenizer_facts()[facts.tokenizer.name]
-    config = stand_in_config(facts, layers=2, full_width=True, tokenizer=tokenizer, ids=tokenizer.ids)
+    config = stand_in_config(
+        facts, layers=2, full_width=True, full_vocabulary=True, tokenizer=tokenizer, ids=tokenizer.ids
+    )
     changed = {key for key, value in config.items() if value != facts.config[key]}
     assert changed <= {"num_hidden_layers", "n_layer", "max_window_layers", "layer_types"}
+
+
+@every
+def test_a_small_vocabulary_changes_tables_and_ids_alone(repo: str) -> None:
+    plan = plan_fixture(facts_of(repo), FixtureOptions(full_width=True, small_vocabulary=True))
+    real = facts_of(repo).config
+    changed = {key for key, value in plan.config.items() if value != real[key]}
+    ids = {key for key in changed if key.endswith("_token_id")}
+    assert changed - ids <= {
+        "vocab_size",
+        *("num_hidden_layers", "n_layer", "max_window_layers", "layer_types"),
+    }
+    assert len(plan.vocabulary.tokens) <= plan.config["vocab_size"] < 4000
 
 
 @every
