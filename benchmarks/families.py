@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import save
+from benchmarks.record import peak_mb, save
 
 from bei.compiler.build import BuildOptions, compile_bundle
 from bei.compiler.engines import tensorrt
@@ -63,13 +63,7 @@ def build(folder: Path, target: str) -> dict[str, float]:
         out, manifest = compile_bundle(options)
         seconds = time.perf_counter() - started
         size = (out / manifest.engines[0].path).stat().st_size
-    return {"seconds": round(seconds, 2), "peak_mb": round(_peak_mb()), "plan_mb": round(size / 1e6, 1)}
-
-
-def _peak_mb() -> float:
-    """Of this program alone: getrusage's maximum would include the process that started it."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+    return {"seconds": round(seconds, 2), "peak_mb": round(peak_mb()), "plan_mb": round(size / 1e6, 1)}
 
 
 def _apart(folder: Path, target: str) -> dict[str, float]:

@@ -50,6 +50,12 @@ def save(name: str, what: str, rows: Sequence[Row]) -> None:
     print(text)
 
 
+def peak_mb() -> float:
+    """Peak resident memory of this program alone: getrusage's maximum would include the process that started it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+
+
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table; columns in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
