@@ -83,8 +83,8 @@ class Counts:
 class Scheduler:
     """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`.
 
-    A batch that fails on one engine is tried on another. An engine that is lost, or fails batches that then succeed
-    elsewhere, gets no more work.
+    A batch that fails on one engine is tried on another, then each request in it by itself. An engine that is lost, or
+    fails batches that then succeed elsewhere, gets no more work.
     """
 
     def __init__(self, executors: Sequence[Executor], budget: Budget, *, max_queue_tokens: int) -> None:
@@ -149,7 +149,7 @@ class Scheduler:
         """Each row's output, in order; if the caller is cancelled, what still waits is dropped.
 
         Raises Overloaded or ShuttingDown at once, DeadlineExceeded after ``timeout`` seconds, EngineError when a batch
-        with one of these rows fails, EngineLost when no engine is left.
+        of its rows fails, EngineLost when no engine is left.
         """
         if not rows:
             return []
@@ -249,7 +249,12 @@ class Scheduler:
                 _deliver(ran)
                 return
         self.counts.failed_batches += 1
-        _fail_batch(batch, *failed[-1])
+        parts = _by_request(batch)
+        if len(parts) > 1 and not any(isinstance(error, EngineLost) for _, error in failed):
+            for part in parts:  # a request that no engine can run takes none of its neighbours with it
+                await self._answer(part, first)
+        else:
+            _fail_batch(batch, *failed[-1])
 
     def _runners(self, first: Replica) -> Iterator[Replica]:
         """Where a batch may run: on the replica that took it, then on others that live, as long as it is asked for."""
@@ -314,6 +319,13 @@ def _deliver(ran: Ran) -> None:
         request.outputs[entry.place] = output
         if len(request.outputs) == request.rows and not request.answer.done():
             request.answer.set_result([request.outputs[index] for index in range(request.rows)])
+
+
+def _by_request(batch: Sequence[Entry]) -> list[list[Entry]]:
+    parts: dict[Ticket, list[Entry]] = {}
+    for entry in batch:
+        parts.setdefault(entry.ticket, []).append(entry)
+    return list(parts.values())
 
 
 def _fail_batch(batch: Sequence[Entry], replica: Replica, error: Exception) -> None:

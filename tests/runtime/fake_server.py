@@ -30,11 +30,11 @@ WAIT_SECONDS = 1.0
 
 
 def vector(ids: Ids | Sequence[int], width: int = DIM) -> Array:
-    """What a fake engine answers for a row: a unit vector that each sequence of ids has for itself."""
+    """What a fake engine answers for a row: a unit vector, or a single logit, that each sequence of ids has for itself."""
     weighed = float(np.dot(np.asarray(ids, np.float64), np.arange(1, len(ids) + 1)))
     angles = np.arange(1, width + 1) * (0.1 + weighed * 0.61803398875)
     values = np.sin(angles) + 0.01
-    return np.asarray(values / np.linalg.norm(values), np.float32)
+    return np.asarray(values / np.linalg.norm(values) if width > 1 else values, np.float32)
 
 
 class FakeExecutor:

@@ -237,17 +237,19 @@ def test_a_failure_reaches_exactly_the_requests_of_its_batch() -> None:
     scheduled(test, fake)
 
 
-def test_neighbours_in_a_failed_batch_get_the_error_too() -> None:
+def test_neighbours_in_a_failed_batch_are_answered() -> None:
     fake = Fake(poison=[13], open_gate=False)
 
     async def test(scheduler: Scheduler) -> None:
         first = await blocked(scheduler, fake)
-        both = [asyncio.create_task(values(scheduler, row(value))) for value in (13, 14)]
-        await queued(scheduler, 8)
+        tasks = [asyncio.create_task(values(scheduler, row(value))) for value in (12, 13, 14)]
+        await queued(scheduler, 12)
         fake.gate.set()
-        for task in both:
-            with pytest.raises(EngineError, match="boom"):
-                await task
+        assert await tasks[0] == [12]
+        with pytest.raises(EngineError, match="boom"):
+            await tasks[1]
+        assert await tasks[2] == [14]
+        assert sorted(fake.batches[2]) == [12, 13, 14]
         await asyncio.gather(*first)
 
     scheduled(test, fake)
