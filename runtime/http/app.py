@@ -14,6 +14,7 @@ from bei.runtime.http.encoding import respond
 from bei.runtime.http.errors import FAILURES, Failure
 from bei.runtime.http.operation import Call, Operation
 from bei.runtime.http.operations import OPERATIONS, family_of
+from bei.runtime.http.page.route import page_route
 from bei.runtime.http.report import DETAIL, report
 from bei.runtime.http.served import Served
 from bei.runtime.http.settings import Settings
@@ -43,7 +44,7 @@ def create_app(
         yield
         await served.close(settings.drain_seconds)
 
-    made: list[BaseRoute] = [*routes, *contract_routes(served, settings)]
+    made: list[BaseRoute] = [*routes, page_route(served), *contract_routes(served, settings)]
     return Starlette(
         routes=[*made, Mount("/sync", routes=made)],
         middleware=middleware,

@@ -1,6 +1,6 @@
 """Every operation that the server offers."""
 
-from bei.runtime.http import baseten, clouds, health, info, models, openai, rerank, tei, tei_scores, vllm
+from bei.runtime.http import baseten, bundles, clouds, health, info, models, openai, rerank, tei, tei_scores, vllm
 from bei.runtime.http.errors import Family, openai_error
 
 OPERATIONS = (
@@ -12,6 +12,7 @@ OPERATIONS = (
     *vllm.OPERATIONS,
     *clouds.OPERATIONS,
     *models.OPERATIONS,
+    *bundles.OPERATIONS,
     *info.OPERATIONS,
     *health.OPERATIONS,
 )
