@@ -44,7 +44,7 @@ def create_app(
         yield
         await served.close(settings.drain_seconds)
 
-    made: list[BaseRoute] = [*routes, page_route(served), *contract_routes(served, settings)]
+    made: list[BaseRoute] = [*routes, page_route(), *contract_routes(served, settings)]
     return Starlette(
         routes=[*made, Mount("/sync", routes=made)],
         middleware=middleware,

@@ -1,6 +1,18 @@
 """Every operation that the server offers."""
 
-from bei.runtime.http import baseten, bundles, clouds, health, info, models, openai, rerank, tei, tei_scores, vllm
+from bei.runtime.http import (
+    baseten,
+    bundles,
+    clouds,
+    health,
+    info,
+    models,
+    openai,
+    rerank,
+    tei,
+    tei_scores,
+    vllm,
+)
 from bei.runtime.http.errors import Family, openai_error
 
 OPERATIONS = (

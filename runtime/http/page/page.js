@@ -1,5 +1,5 @@
 "use strict";
-// One page over the server's public routes: v1/bundles, metrics, and the routes of each task. No dependency, no build step.
+// One page over the server's public routes: v1/bundles, stats, and the routes of each task. No dependency, no build step.
 
 const POLL_MS = 2000;
 const KEPT = 60; // samples a sparkline shows
@@ -86,44 +86,18 @@ function worst(m) {
 const history = {};
 let before = null;
 
-/** Prometheus text: sums over label sets, by name; histogram buckets by their bound. */
-function metrics(text) {
-  const sums = {}, buckets = {};
-  for (const line of text.split("\n")) {
-    const found = /^([a-z_]+)(?:\{(.*)\})? (\S+)/.exec(line);
-    if (!found) continue;
-    const [, name, labels = "", value] = found;
-    sums[name] = (sums[name] || 0) + Number(value);
-    const bound = name === "te_request_duration_bucket" && /le="([^"]+)"/.exec(labels);
-    if (bound) buckets[bound[1]] = (buckets[bound[1]] || 0) + Number(value);
-  }
-  return { at: performance.now(), sums, buckets };
-}
-
-/** The bound in seconds under which a share of the requests since ``old`` were answered; null when there were none. */
-function quantile(share, now, old) {
-  const bounds = Object.keys(now.buckets).sort((a, b) => Number(a.replace("+Inf", "Infinity")) - Number(b.replace("+Inf", "Infinity")));
-  const counts = bounds.map((bound) => now.buckets[bound] - (old.buckets[bound] || 0));
-  const all = counts[counts.length - 1];
-  if (!all) return null;
-  return bounds[counts.findIndex((count) => count >= share * all)];
-}
-
-function figures(now, old) {
-  const seconds = (now.at - old.at) / 1000;
-  const grown = (name) => (now.sums[name] || 0) - (old.sums[name] || 0);
-  const slots = grown("bei_slots_total");
-  const latency = (share) => {
-    const bound = quantile(share, now, old);
-    return bound === null ? null : bound === "+Inf" ? Infinity : 1000 * Number(bound);
-  };
+/** Name, value and digits of what has changed between two answers of /stats, ``seconds`` apart. */
+function figures(now, old, seconds) {
+  const sum = (stats, key) => stats.models.reduce((total, m) => total + m[key], 0);
+  const rate = (key) => (sum(now, key) - sum(old, key)) / seconds;
+  const slots = now.models.reduce((total, m) => total + m.tokens / (1 - m.padding_waste), 0);
   return [
-    ["texts a second", grown("bei_rows_total") / seconds, 0],
-    ["tokens a second", grown("bei_tokens_total") / seconds, 0],
-    ["p50 latency, ms, under", latency(0.5), 0],
-    ["p99 latency, ms, under", latency(0.99), 0],
-    ["tokens waiting", now.sums.bei_queue_tokens || 0, 0],
-    ["padding, % of tokens", slots ? 100 * (1 - grown("bei_tokens_total") / slots) : null, 1],
+    ["texts a second", rate("rows"), 0],
+    ["tokens a second", rate("tokens"), 0],
+    ["p50 latency, ms", now.recent.p50, 1],
+    ["p99 latency, ms", now.recent.p99, 1],
+    ["tokens waiting", sum(now, "queue_tokens"), 0],
+    ["padding, % of tokens", slots ? 100 * (1 - sum(now, "tokens") / slots) : null, 1],
   ];
 }
 
@@ -131,14 +105,13 @@ function tile([name, value, digits]) {
   const line = (history[name] ||= []);
   line.push(value);
   if (line.length > KEPT) line.shift();
-  const shown = value === null ? "–" : value === Infinity ? "∞" : value.toLocaleString("en", { maximumFractionDigits: digits });
+  const shown = value === null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
   return el("div", { class: "card" }, el("span", { class: "soft small" }, name), el("b", {}, shown), sparkline(line));
 }
 
 function sparkline(values) {
-  const finite = values.filter((v) => Number.isFinite(v));
-  const top = Math.max(...finite, 1e-9);
-  const at = (value, i) => `${(100 * (KEPT - values.length + i)) / (KEPT - 1)},${(29 - 28 * Math.min(1, (value || 0) / top)).toFixed(1)}`;
+  const top = Math.max(...values, 1e-9);
+  const at = (value, i) => `${(100 * (KEPT - values.length + i)) / (KEPT - 1)},${(29 - (28 * (value || 0)) / top).toFixed(1)}`;
   const path = values.map((value, i) => `${i ? "L" : "M"}${at(value, i)}`).join("");
   const svg = el("svg", { viewBox: "0 0 100 30", preserveAspectRatio: "none", "aria-hidden": "true" });
   svg.append(el("path", { d: path, fill: "none", stroke: "currentColor", "stroke-width": "1.5", "vector-effect": "non-scaling-stroke" }));
@@ -146,8 +119,8 @@ function sparkline(values) {
 }
 
 async function showLive() {
-  const now = metrics(await (await ask("metrics")).text());
-  if (before) $("live").replaceChildren(...figures(now, before).map(tile));
+  const now = { at: performance.now(), stats: await answer("stats") };
+  if (before) $("live").replaceChildren(...figures(now.stats, before.stats, (now.at - before.at) / 1000).map(tile));
   before = now;
 }
 

@@ -5,17 +5,26 @@ import hashlib
 from pathlib import Path
 from string import Template
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-
-from bei.runtime.http.served import Served
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 FOLDER = Path(__file__).parent
 
 
-def page_route(served: Served) -> Route:
-    """The page where the client asks for HTML, otherwise TEI's answer to GET /: whether the server is ready."""
+class HtmlRoute(Route):
+    """A route for clients that ask for HTML; others find the next one at the same path."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and "text/html" in Headers(scope=scope).get("accept", ""):
+            return super().matches(scope)
+        return Match.NONE, {}
+
+
+def page_route() -> Route:
+    """The page at /, which is TEI's health route for everybody else."""
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     page = Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(style=style, script=script)
     headers = {
@@ -25,11 +34,9 @@ def page_route(served: Served) -> Route:
     }
 
     async def answer(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
-            return Response(page, headers=headers, media_type="text/html")
-        return Response(status_code=200 if served.ready else 503, headers={"vary": "accept"})
+        return Response(page, headers=headers, media_type="text/html")
 
-    return Route("/", answer, methods=["GET"])
+    return HtmlRoute("/", answer, methods=["GET"])
 
 
 def policy(style: str, script: str) -> str:
