@@ -21,8 +21,8 @@ from benchmarks.cuda_models import SHAPES, Lengths, make, padded, ragged, read, 
 from benchmarks.record import save
 
 from bei.adapters.head import Head, Normalize
-from bei.compiler.engines.cuda import CudaOptions, build
-from bei.compiler.lowering.cuda_ops import Gelu
+from bei.compiler.engines.cuda import build
+from bei.compiler.lowering.cuda_options import CudaOptions, Gelu
 from bei.cuda_plan import Launch, Step
 from bei.runtime.cuda.batch import Batch
 from bei.runtime.cuda.engine import Engine

@@ -43,23 +43,24 @@ def reference(
     bias: "Tensor | None",
     total: "Tensor | None",
     half: "Tensor | None",
+    brain: "Tensor | None",
     full: "Tensor | None",
     kind: Kind,
     eps: float,
     factor: float,
     rows: Symbol,
 ) -> "dict[str, Tensor]":
-    """x, a, total, half, full [R, D]; weight, bias [D]."""
+    """x, a, total, half, brain, full [R, D]; weight, bias [D]."""
     s = (x.float() if a is None else x.float() + a.float()) * factor
     y = normalise(s, kind, eps, weight, bias)
-    return {"total": s, "half": y, "full": y}
+    return {"total": s, "half": y, "brain": y, "full": y}
 
 
 @triton.jit
 def _add_norm(
-    x, a, weight, bias, total, half, full, rows,
+    x, a, weight, bias, total, half, brain, full, rows,
     X_STRIDE: tl.constexpr, A_STRIDE: tl.constexpr, TOTAL_STRIDE: tl.constexpr, HALF_STRIDE: tl.constexpr,
-    FULL_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BRAIN_STRIDE: tl.constexpr, FULL_STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     KIND: tl.constexpr, EPS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
@@ -85,6 +86,8 @@ def _add_norm(
         y += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
     if half is not None:
         tl.store(half + r * HALF_STRIDE + d, y.to(half.dtype.element_ty), mask=live)
+    if brain is not None:
+        tl.store(brain + r * BRAIN_STRIDE + d, y.to(brain.dtype.element_ty), mask=live)
     if full is not None:
         tl.store(full + r * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
 
@@ -95,7 +98,7 @@ def tile(block: int) -> tuple[int, int]:
 
 
 def plan(forms: Forms, *, sm: int, kind: Kind, eps: float, factor: float, rows: Symbol) -> KernelLaunch:
-    """Operands x, a, weight, bias, total, half, full; see `reference`."""
+    """Operands x, a, weight, bias, total, half, brain, full; see `reference`."""
     x = forms["x"]
     assert x
     block = power_of_two(x.width)
@@ -118,7 +121,8 @@ def plan(forms: Forms, *, sm: int, kind: Kind, eps: float, factor: float, rows: 
     )
 
 
-OUTPUTS = ("total", "half", "full")
+OUTPUTS = ("total", "half", "brain", "full")
+"""The sum in the stream's type; the norm in fp16, bf16 and fp32."""
 
 SHAPES: list[dict[str, Any]] = [
     {"R": 1, "D": 32, "kind": "layer", "bias": True, "sum": True},
@@ -144,6 +148,7 @@ def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80)
             "bias": torch.randn(D, device=device) if shape["bias"] else None,
             "total": torch.full((R, D), torch.nan, device=device),
             "half": torch.full((R, D), torch.nan, device=device, dtype=dtype),
+            "brain": torch.full((R, D), torch.nan, device=device, dtype=torch.bfloat16),
             "full": torch.full((R, D), torch.nan, device=device),
         },
         writes=OUTPUTS,

@@ -30,6 +30,7 @@ def reference(
     bias: "Tensor | None",
     total: "Tensor | None",
     half: "Tensor | None",
+    brain: "Tensor | None",
     full: "Tensor | None",
     scale: float,
     kind: Kind,
@@ -42,13 +43,13 @@ def reference(
     if position_table is not None and positions is not None:
         s = s + position_table[positions.flatten().long()].float()
     y = normalise(s, kind, eps, weight, bias)
-    return {"total": s, "half": y, "full": y}
+    return {"total": s, "half": y, "brain": y, "full": y}
 
 
 @triton.jit
 def _embed(
-    ids, types, positions, token_table, type_table, position_table, weight, bias, total, half, full, tokens,
-    TOTAL_STRIDE: tl.constexpr, HALF_STRIDE: tl.constexpr, FULL_STRIDE: tl.constexpr,
+    ids, types, positions, token_table, type_table, position_table, weight, bias, total, half, brain, full, tokens,
+    TOTAL_STRIDE: tl.constexpr, HALF_STRIDE: tl.constexpr, BRAIN_STRIDE: tl.constexpr, FULL_STRIDE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     SCALE: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -83,6 +84,8 @@ def _embed(
         y += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
     if half is not None:
         tl.store(half + at * HALF_STRIDE + d, y.to(half.dtype.element_ty), mask=live)
+    if brain is not None:
+        tl.store(brain + at * BRAIN_STRIDE + d, y.to(brain.dtype.element_ty), mask=live)
     if full is not None:
         tl.store(full + at * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
 
@@ -143,6 +146,7 @@ def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80)
             "bias": torch.randn(D, device=device) if kind == "layer" else None,
             "total": torch.full((T, D), torch.nan, device=device),
             "half": torch.full((T, D), torch.nan, device=device, dtype=dtype),
+            "brain": torch.full((T, D), torch.nan, device=device, dtype=torch.bfloat16),
             "full": torch.full((T, D), torch.nan, device=device),
         },
         writes=OUTPUTS,

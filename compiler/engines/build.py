@@ -7,8 +7,8 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
 from bei.compiler.engines import cuda, onnxruntime, tensorrt
-from bei.compiler.engines.cuda import CudaOptions
 from bei.compiler.engines.tensorrt import TensorRtOptions
+from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import TENSORRT
 from bei.compiler.precision.policy import Policy

@@ -4,7 +4,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -13,7 +12,8 @@ import msgspec
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
-from bei.compiler.lowering.cuda_ops import Gelu, Stream, emit_program
+from bei.compiler.lowering.cuda_ops import emit_program
+from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.cuda_program import function_name, reads
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.target import Target
@@ -27,7 +27,7 @@ from bei.cuda_plan import (
     Plan,
     encode_plan,
 )
-from bei.errors import EngineError, LoweringError
+from bei.errors import EngineError
 from bei.kernels.launch import Form, KernelLaunch
 from bei.manifest import EngineRecord
 
@@ -36,19 +36,6 @@ SHARED_KIB = {80: 163, 90: 227, 100: 227, 103: 227}
 """Shared memory a block can have, by SM; 99 KiB on all others."""
 
 STORED: dict[str, DType] = {"F16": "f16", "F32": "f32", "BF16": "bf16"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CudaOptions:
-    """``sm`` such as 90; ``stream``: how the residual stream is stored (None: fp16 after post-norms, else fp32).
-
-    ``gelu`` "tanh" replaces erf-GELU by its tanh form (they differ by up to 5e-4), which cuBLASLt computes with the
-    product before it; "erf" is what the model defines, in a kernel of its own.
-    """
-
-    sm: int
-    stream: Stream | None = None
-    gelu: Gelu = "erf"
 
 
 def available() -> str | None:
@@ -115,14 +102,7 @@ def lower(
 
     from bei.kernels.attention import query_block
 
-    if precision.islands:
-        raise LoweringError(
-            f"cuda-sm{options.sm}: the precision policy has islands ({', '.join(list(precision.islands)[:5])}), which "
-            "the CUDA engine does not compute. Use a TensorRT or ONNX Runtime target."
-        )
-    emitted = emit_program(
-        cfg, head, weights, sm=options.sm, stream=options.stream, gelu=options.gelu, precision=precision
-    )
+    emitted = emit_program(cfg, head, weights, options, precision)
     finished, program = emitted.finished, emitted.program
     conversions, converters = _conversions(
         {f"{part.dtype}:{t.dtype}" for t in program.tensors.values() for part in t.parts}, options.sm
@@ -138,6 +118,7 @@ def lower(
         functions={},
         buffers=finished.buffers,
         arena=finished.arena,
+        slots=program.slots,
         weights={name: tensor for name, tensor in program.tensors.items() if name in used},
         conversions=conversions,
         constants=bytes(program.constants),
@@ -157,7 +138,7 @@ def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str,
     for pair in sorted(pairs):
         stored, dtype = pair.split(":")
         types: dict[str, DType] = {"x": STORED[stored], "scale": "f32", "out": cast(DType, dtype)}
-        forms = {key: Form(dtype=t, width=1, stride=1, aligned=key != "out") for key, t in types.items()}
+        forms = {key: Form(dtype=t, width=1, stride=1, aligned=key == "x") for key, t in types.items()}
         how = convert.plan(forms, sm=sm)
         name = function_name("convert", how)
         operands: dict[str, Operand | None] = {
@@ -228,4 +209,5 @@ def compile_kernel(how: KernelLaunch, sm: int) -> Function:
         threads=32 * how.warps,
         shared=built.metadata.shared,
         scratch=scratch,
+        scratch_bytes=getattr(built.metadata, "global_scratch_size", 0),
     )

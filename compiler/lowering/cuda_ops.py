@@ -1,100 +1,49 @@
 """The encoder as a launch plan: `Ops` whose values are lazy, so that sums, norms, gathers and rotations meet in one kernel.
 
-Packed tokens, fp16 products with fp32 accumulation; sums and statistics in fp32 registers. The residual stream is
-stored in ``stream``: fp16 where every stored value is a norm's output (post-norm), otherwise fp32.
+Packed tokens, products with fp32 accumulation over fp16 values (bf16 or fp32 in the policy's islands); sums and
+statistics in fp32 registers. The residual stream is stored in ``stream``: fp16 where every stored value is a norm's
+output (post-norm), otherwise fp32.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from bei.adapters.config import Act, DynamicNtk, EncoderConfig, Moe, NormKind, RelativeBuckets, Rope
+from bei.adapters.config import Act, EncoderConfig, Moe, NormKind, Rope
 from bei.adapters.head import Head, Pooling
-from bei.compiler import positions
 from bei.compiler.encoder import run
+from bei.compiler.lowering.cuda_attention import emit_attention, emit_rope, norm_operands
+from bei.compiler.lowering.cuda_experts import Mixture, dense, grouped
+from bei.compiler.lowering.cuda_options import CudaOptions, Stream
 from bei.compiler.lowering.cuda_program import Finished, Program
+from bei.compiler.lowering.cuda_values import Embedding, Heads, Norm, Pooled, Stored, Sum, Value
 from bei.compiler.ops import Attention, Index
 from bei.compiler.precision.folding import Folded
-from bei.compiler.precision.policy import PLAIN, Policy
+from bei.compiler.precision.policy import PLAIN, Policy, Wide, unit_of
 from bei.compiler.weights import Weight
 from bei.cuda_plan import DType, Epilogue, Operand, Product
 from bei.errors import LoweringError
 
-Stream = Literal["f16", "f32"]
-Gelu = Literal["erf", "tanh"]
 EXACT_EPILOGUES: dict[Act, Epilogue] = {"relu": "relu", "gelu_tanh": "gelu_tanh"}
 """Activations that cuBLASLt's epilogues compute as the model defines them."""
-
-
-@dataclass(slots=True)
-class Stored:
-    """A value in memory, in one precision or two."""
-
-    parts: dict[DType, Operand]
-
-
-@dataclass(slots=True)
-class Embedding:
-    """Table rows not yet gathered: canonical names by index; ``row``: the type table adds its first row to all."""
-
-    tables: dict[Index, str]
-    dim: int
-    scale: float = 1.0
-    row: bool = False
-    stored: Stored | None = None
-
-
-@dataclass(slots=True)
-class Sum:
-    """a + b, not yet added."""
-
-    a: Operand
-    b: Operand
-    stored: Stored | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorm:
-    name: str
-    kind: NormKind
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """A matrix seen as heads, its norm and rotation still to come."""
-
-    x: Operand
-    head_dim: int
-    norm: HeadNorm | None = None
-    rope: Rope | None = None
-
-
-@dataclass(slots=True)
-class Pooled:
-    """A pooling not yet made, so that several can share a buffer."""
-
-    x: Operand
-    pooling: Pooling
-    include_prompt: bool
-    stored: Stored | None = None
-
-
-Value = Stored | Embedding | Sum | Heads | Pooled
+WIDE: dict[Wide, DType] = {"bf16": "bf16", "fp32": "f32"}
 
 
 @dataclass(slots=True)
 class CudaOps:
-    """`Ops` that writes a `Program`."""
+    """`Ops` that writes a `Program`. ``islands``: units whose values are stored in a wider type than fp16."""
 
     program: Program
     stream: Stream
-    gelu: Gelu = "erf"
-    _frequencies: dict[Rope, Operand] = field(default_factory=dict)
+    options: CudaOptions
+    islands: Mapping[str, Wide] = field(default_factory=dict)
+
+    def _dtype(self, site: str) -> DType:
+        """What a site of the encoder's body stores."""
+        wide = self.islands.get(unit_of(site) or "")
+        return "f16" if wide is None else WIDE[wide]
 
     # --- memory
 
@@ -118,9 +67,7 @@ class CudaOps:
             elif isinstance(x, Sum):
                 self._add_norm(x.a, x.b, None, x.stored.parts)
             else:
-                out = self.program.buffer("rows", x.x.width, "f32")
-                self._pool(x, out)
-                x.stored.parts["f32"] = out
+                x.stored.parts["f32"] = self._pool(x, self.program.buffer("rows", x.x.width, "f32"))
         return x.stored.parts
 
     def _any(self, x: Value, want: DType) -> Operand:
@@ -129,32 +76,21 @@ class CudaOps:
         return parts.get(want) or next(iter(parts.values()))
 
     def _outputs(self, like: Operand, parts: dict[DType, Operand], summed: bool) -> dict[str, Operand | None]:
-        """total, half, full: candidates, dropped later where nothing reads them."""
+        """total, half, brain, full: candidates, dropped later where nothing reads them."""
         rows, width = like.rows, like.width
         keep: DType = self.stream if rows == "tokens" else "f32"
-        half = self.program.buffer(rows, width, "f16")
-        full = self.program.buffer(rows, width, "f32")
-        for operand in (half, full):
+        total = self.program.buffer(rows, width, keep) if summed else None
+        names: dict[str, DType] = {"half": "f16", "brain": "bf16", "full": "f32"}
+        made = {name: self.program.buffer(rows, width, dtype) for name, dtype in names.items()}
+        for operand in made.values():
             parts.setdefault(operand.dtype, operand)
-        return {
-            "total": self.program.buffer(rows, width, keep) if summed else None,
-            "half": half,
-            "full": full,
-        }
-
-    def _norm_operands(self, norm: HeadNorm | None) -> dict[str, Operand | None]:
-        if norm is None:
-            return {"weight": None, "bias": None}
-        return {
-            "weight": self.program.vector(f"{norm.name}.weight"),
-            "bias": self.program.vector(f"{norm.name}.bias"),
-        }
+        return {"total": total, **made}
 
     def _add_norm(
         self,
         x: Operand,
         a: Operand | None,
-        norm: HeadNorm | None,
+        norm: Norm | None,
         parts: dict[DType, Operand],
         factor: float = 1.0,
     ) -> Operand | None:
@@ -166,7 +102,7 @@ class CudaOps:
             "factor": factor,
             "rows": x.rows,
         }
-        operands = {"x": x, "a": a, **self._norm_operands(norm), **out}
+        operands = {"x": x, "a": a, **norm_operands(self.program, norm), **out}
         self.program.launch("add_norm", attrs, operands, tuple(out))
         return out["total"]
 
@@ -178,7 +114,7 @@ class CudaOps:
     def row(self, name: str, dim: int) -> Value:
         return Embedding({"types": name}, dim, row=True)
 
-    def _gather(self, x: Embedding, norm: HeadNorm | None, parts: dict[DType, Operand]) -> Operand | None:
+    def _gather(self, x: Embedding, norm: Norm | None, parts: dict[DType, Operand]) -> Operand | None:
         program = self.program
 
         def table(index: Index) -> Operand | None:
@@ -193,7 +129,7 @@ class CudaOps:
             "token_table": table("tokens"),
             "type_table": table("types"),
             "position_table": table("positions"),
-            **self._norm_operands(norm),
+            **norm_operands(self.program, norm),
             **out,
         }
         attrs = {
@@ -209,7 +145,22 @@ class CudaOps:
     def add(self, a: Value, b: Value) -> Value:
         if isinstance(a, Embedding) and isinstance(b, Embedding) and a.stored is None and b.stored is None:
             return replace(a, tables=a.tables | b.tables, row=a.row or b.row)
+        if self.options.fuse_residual and (joined := self._joined(a, b)) is not None:
+            return joined
         return Sum(self._any(a, self.stream), self._any(b, self.stream))
+
+    def _joined(self, a: Value, b: Value) -> Value | None:
+        """a + b inside the product that has just made b, where cuBLASLt has such a product."""
+        last, there = self.program.steps[-1], a if isinstance(a, Stored) else getattr(a, "stored", None)
+        if there is None or not isinstance(last, Product) or not isinstance(b, Stored):
+            return None
+        x = there.parts.get(self.stream)
+        plain = last.add is None and last.epilogue == "none" and last.out in b.parts.values()
+        if x is None or not plain or (last.out.dtype != self.stream and (self.stream == "f16" or last.bias)):
+            return None
+        out = self.program.buffer(x.rows, x.width, self.stream)
+        self.program.steps[-1] = msgspec.structs.replace(last, add=x, out=out)
+        return Stored({out.dtype: out})
 
     def scale(self, x: Value, factor: float) -> Value:
         if isinstance(x, Embedding) and x.stored is None and set(x.tables) == {"tokens"}:
@@ -219,7 +170,7 @@ class CudaOps:
         return result
 
     def norm(self, x: Value, name: str, kind: NormKind, eps: float, dim: int) -> Value:
-        norm = HeadNorm(name, kind, eps)
+        norm = Norm(name, kind, eps)
         if isinstance(x, Heads):
             return replace(x, norm=norm)
         result = Stored({})
@@ -236,12 +187,13 @@ class CudaOps:
         return result
 
     def linear(self, x: Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[Value]:
-        out = self._product(self.store(x, "f16"), names, outs, dim, "f16")
+        dtype = self._dtype(names[0])
+        out = self._product(self.store(x, dtype), names, outs, dim, dtype)
         columns = np.cumsum([0, *outs[:-1]])
         views = [
             msgspec.structs.replace(out, width=n, column=int(c)) for n, c in zip(outs, columns, strict=True)
         ]
-        return [Stored({"f16": view}) for view in views]
+        return [Stored({dtype: view}) for view in views]
 
     def _product(
         self, x: Operand, names: Sequence[str], outs: Sequence[int], dim: int, dtype: DType
@@ -255,16 +207,38 @@ class CudaOps:
     def activation(self, x: Value, act: Act, site: str | None = None) -> Value:
         if act == "identity":
             return x
-        source = self._any(x, "f32" if site is None else "f16")
-        last = self.program.steps[-1]
-        form: Act = "gelu_tanh" if act == "gelu" and self.gelu == "tanh" else act
-        if site and form in EXACT_EPILOGUES and isinstance(last, Product) and last.out == source:
+        source = self._any(x, "f32" if site is None else self._dtype(site))
+        form: Act = "gelu_tanh" if act == "gelu" and self.options.gelu == "tanh" else act
+        last = self._just_made(source) if site else None
+        if last is not None and form in EXACT_EPILOGUES:
             self.program.steps[-1] = msgspec.structs.replace(last, epilogue=EXACT_EPILOGUES[form])
             return Stored({source.dtype: source})
+        if last is not None and last.out == source and self.options.fuse_activation:
+            return self._fused(last, act, source.width, gated=False)
         return self._activate(source, None, act)
 
     def gate(self, gate: Value, up: Value, act: Act, site: str) -> Value:
-        return self._activate(self._any(gate, "f16"), self._any(up, "f16"), act)
+        dtype = self._dtype(site)
+        g, u = self._any(gate, dtype), self._any(up, dtype)
+        last = self._just_made(g)
+        if last is not None and self.options.fuse_activation and last is self._just_made(u):
+            return self._fused(last, act, g.width, gated=True)
+        return self._activate(g, u, act)
+
+    def _just_made(self, x: Operand) -> Product | None:
+        """The last step, if it is a plain product that made x."""
+        last = self.program.steps[-1]
+        plain = isinstance(last, Product) and last.add is None and last.epilogue == "none"
+        return last if plain and isinstance(last, Product) and last.out.name == x.name else None
+
+    def _fused(self, product: Product, act: Act, width: int, *, gated: bool) -> Value:
+        """A product and what follows it, in the place of the product."""
+        del self.program.steps[-1]
+        x, out = product.x, self.program.buffer(product.x.rows, width, product.out.dtype)
+        operands = {"x": x, "weight": product.weight, "bias": product.bias, "order": None, "groups": None}
+        attrs = {"act": act, "gated": gated, "transposed": False, "rows": x.rows}
+        self.program.launch("linear", attrs, {**operands, "out": out}, ("out",))
+        return Stored({out.dtype: out})
 
     def _activate(self, x: Operand, up: Operand | None, act: Act) -> Value:
         out = self.program.buffer(x.rows, x.width, x.dtype)
@@ -274,27 +248,17 @@ class CudaOps:
         return Stored({out.dtype: out})
 
     def moe(self, x: Value, name: str, moe: Moe, act: Act, dim: int, ffn: int) -> Value:
-        """Every expert for every token, those not chosen times 0: the sum over experts is one product with [E·F, D]."""
-        program = self.program
+        dtype = self._dtype(name)
         logits = self._product(self.store(x, "f32"), (f"{name}.router",), (moe.experts,), dim, "f32")
-        hidden = self._product(self.store(x, "f16"), (f"{name}.w1",), (moe.experts * ffn,), dim, "f16")
-        weighed = program.buffer(hidden.rows, hidden.width, "f16")
-        program.launch(
-            "expert",
-            {"act": act, "top_k": moe.top_k, "renormalize": moe.renormalize},
-            {"logits": logits, "hidden": hidden, "out": weighed},
-            ("out",),
-        )
-        out = program.buffer(hidden.rows, dim, "f16")
-        w2 = program.matrix((f"{name}.w2.weight",), dim, "f16")
-        bias = program.biases((name,), (dim,), "f16")
-        program.steps.append(Product(x=weighed, weight=w2, bias=bias, out=out, transposed=True))
-        return Stored({"f16": out})
+        mixture = Mixture(name=name, moe=moe, act=act, dim=dim, ffn=ffn, dtype=dtype)
+        emit = grouped if self.options.experts == "grouped" else dense
+        out = emit(self.program, mixture, self.store(x, dtype), logits)
+        return Stored({dtype: out})
 
     # --- attention
 
     def split(self, x: Value, heads: int, head_dim: int) -> Value:
-        return Heads(self._any(x, "f16"), head_dim)
+        return Heads(x, head_dim)
 
     def rope(self, x: Value, rope: Rope) -> Value:
         assert isinstance(x, Heads)
@@ -302,77 +266,18 @@ class CudaOps:
 
     def attention(self, q: Value, k: Value, v: Value, spec: Attention, site: str) -> Value:
         assert isinstance(q, Heads) and isinstance(k, Heads) and isinstance(v, Heads)
-        q_ready, k_ready = self._prepared(q, k)
-        bias, kind = self._bias(spec)
-        out = self.program.buffer("tokens", spec.heads * spec.head_dim, "f16")
-        operands = {
-            "q": q_ready,
-            "k": k_ready,
-            "v": self.store(Stored({v.x.dtype: v.x}), "f16"),
-            "work": self.program.input("work"),
-            "bias": bias,
-            "out": out,
-        }
-        attrs = {
-            "heads": spec.heads,
-            "kv_heads": spec.kv_heads,
-            "head_dim": spec.head_dim,
-            "scale": spec.scale,
-            "causal": spec.causal,
-            "window": spec.window,
-            "softcap": spec.softcap,
-            "bias_kind": kind,
-        }
-        self.program.launch("attention", attrs, operands, ("out",))
-        return Stored({"f16": out})
-
-    def _bias(self, spec: Attention) -> tuple[Operand | None, Literal["alibi", "distance"] | None]:
-        if isinstance(spec.bias, RelativeBuckets):
-            reach = spec.bias.max_distance
-            bucket = positions.bucket_of_distance(spec.bias, reach + 1)
-            table = self.program.weights["embed.buckets.weight"].float32()
-            return self.program.constant("distance bias", np.ascontiguousarray(table[bucket].T)), "distance"
-        if spec.bias == "alibi":
-            return self.program.constant("alibi slopes", positions.alibi_slopes(spec.heads)[None]), "alibi"
-        return None, None
-
-    def _prepared(self, q: Heads, k: Heads) -> tuple[Operand, Operand]:
-        """q and k after their norm and rotation, in one launch."""
-        if q.norm is None and q.rope is None:
-            return q.x, k.x
-        program, rope = self.program, q.rope
-        ntk = rope is not None and isinstance(rope.scaling, DynamicNtk)
-        q_out, k_out = program.buffer("tokens", q.x.width, "f16"), program.buffer("tokens", k.x.width, "f16")
-        q_norm, k_norm = self._norm_operands(q.norm), self._norm_operands(k.norm)
-        operands = {
-            "q": q.x,
-            "k": k.x,
-            "index": program.input("index") if rope else None,
-            "owner": program.input("owner") if ntk else None,
-            "lengths": program.input("lengths") if ntk else None,
-            "frequencies": self._frequency_table(rope) if rope and not ntk else None,
-            "q_weight": q_norm["weight"],
-            "q_bias": q_norm["bias"],
-            "k_weight": k_norm["weight"],
-            "k_bias": k_norm["bias"],
-            "q_out": q_out,
-            "k_out": k_out,
-        }
-        program.launch("rope", _rope_attrs(q, ntk), operands, ("q_out", "k_out"))
-        return q_out, k_out
-
-    def _frequency_table(self, rope: Rope) -> Operand:
-        if rope not in self._frequencies:
-            key = f"rope {len(self._frequencies)}"
-            self._frequencies[rope] = self.program.constant(key, positions.inv_freq(rope)[None])
-        return self._frequencies[rope]
+        dtype = self._dtype(site)
+        q_at, k_at, v_at = (self.store(heads.x, dtype) for heads in (q, k, v))
+        if q.norm is not None or q.rope is not None:
+            q_at, k_at = emit_rope(self.program, q, q_at, k_at, k.norm)
+        return Stored({dtype: emit_attention(self.program, q_at, k_at, v_at, spec)})
 
     # --- head
 
     def pool(self, x: Value, pooling: Pooling, include_prompt: bool) -> Value:
         return Pooled(self.store(x, "f32"), pooling, include_prompt)
 
-    def _pool(self, x: Pooled, out: Operand) -> None:
+    def _pool(self, x: Pooled, out: Operand) -> Operand:
         program = self.program
         operands = {
             "x": x.x,
@@ -382,6 +287,7 @@ class CudaOps:
             "out": out,
         }
         program.launch("pool", {"pooling": x.pooling}, operands, ("out",))
+        return out
 
     def concat(self, parts: Sequence[Value]) -> Value:
         pooled = [part for part in parts if isinstance(part, Pooled)]
@@ -410,21 +316,6 @@ class CudaOps:
         return x
 
 
-def _rope_attrs(q: Heads, ntk: bool) -> dict[str, Any]:
-    grow = positions.ntk_growth(q.rope) if q.rope and ntk else positions.NtkGrowth(0.0, 1.0, 0.0)
-    return {
-        "head_dim": q.head_dim,
-        "rotated": q.rope.dim if q.rope else 0,
-        "interleaved": q.rope.interleaved if q.rope else False,
-        "kind": q.norm.kind if q.norm else "none",
-        "eps": q.norm.eps if q.norm else 0.0,
-        "log2_theta": math.log2(q.rope.theta) if q.rope else 0.0,
-        "slope": grow.slope,
-        "offset": grow.offset,
-        "power": grow.power,
-    }
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmittedProgram:
     """A finished program with its device tensors and constants."""
@@ -439,17 +330,14 @@ def emit_program(
     cfg: EncoderConfig,
     head: Head,
     weights: Mapping[str, Weight],
-    *,
-    sm: int,
-    stream: Stream | None = None,
-    gelu: Gelu = "erf",
+    options: CudaOptions,
     precision: Policy = PLAIN,
 ) -> EmittedProgram:
-    """The steps of ``run(cfg, head, …)``. ``stream`` None: fp16 after post-norms, else fp32; ``precision``'s scales
-    are folded in."""
-    chosen: Stream = stream or ("f16" if cfg.placement == "post" else "f32")
+    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types."""
+    stream: Stream = options.stream or ("f16" if cfg.placement == "post" else "f32")
     own = dict(weights)
     program = Program(own)
-    ops = CudaOps(program, chosen, gelu)
+    ops = CudaOps(program, stream, options, precision.islands)
     output = ops.store(run(cfg, head, Folded(ops, own, precision, cfg)).value, "f32")
-    return EmittedProgram(finished=program.finish(output, sm), program=program, output=output, stream=chosen)
+    finished = program.finish(output, options.sm)
+    return EmittedProgram(finished=finished, program=program, output=output, stream=stream)

@@ -24,10 +24,12 @@ from bei.cuda_plan import (
     Operand,
     Part,
     Product,
+    Size,
     Step,
     Symbol,
     WeightTensor,
 )
+from bei.errors import LoweringError
 from bei.kernels.launch import Form, KernelLaunch
 
 ALIGNMENT = 16
@@ -53,6 +55,7 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     tensors: dict[str, WeightTensor] = field(default_factory=dict)
     constants: bytearray = field(default_factory=bytearray)
+    slots: Size | None = None
     _buffers: dict[str, tuple[Symbol, int]] = field(default_factory=dict)
 
     def buffer(self, rows: Symbol, width: int, dtype: DType) -> Operand:
@@ -67,6 +70,12 @@ class Program:
         """One of the batch's int32 inputs."""
         rows, width = INPUTS[name]
         return Operand(place="input", name=name, rows=rows, dtype="i32", width=width, stride=width)
+
+    def reserve_slots(self, slots: Size) -> None:
+        """Say how many slots a batch has. Raises LoweringError where layers differ in it."""
+        if self.slots not in (None, slots):
+            raise LoweringError("cuda: mixtures of experts of different shapes. Use another target.")
+        self.slots = slots
 
     def launch(
         self, op: str, attrs: dict[str, Any], operands: Mapping[str, Operand | None], writes: Sequence[str]
@@ -162,7 +171,7 @@ def function_name(op: str, how: KernelLaunch) -> str:
 def reads(step: Step) -> list[Operand]:
     """What a step reads."""
     if isinstance(step, Product):
-        return [o for o in (step.x, step.weight, step.bias) if o is not None]
+        return [o for o in (step.x, step.weight, step.bias, step.add) if o is not None]
     return [o for name, o in step.operands.items() if o is not None and name not in step.writes]
 
 

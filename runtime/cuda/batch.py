@@ -69,15 +69,15 @@ def assemble(plan: Plan, rows: Sequence[Row]) -> Batch:
     starts = (ends - lengths).astype(np.int32)
     work = work_items(starts, lengths, plan.query_block)
     tokens = int(ends[-1])
-    sizes = Sizes(
-        tokens=tokens,
-        rows=len(rows),
-        rounded={
-            "tokens": rounded(tokens, 16, 32),
-            "rows": rounded(len(rows), 16, 1),
-            "work": rounded(len(work), 1, 8),
-        },
-    )
+    numbers = {
+        "tokens": rounded(tokens, 16, 32),
+        "rows": rounded(len(rows), 16, 1),
+        "work": rounded(len(work), 1, 8),
+        "one": 1,
+    }
+    if plan.slots is not None:
+        numbers["slots"] = plan.slots.of(numbers)
+    sizes = Sizes(tokens=tokens, rows=len(rows), rounded=numbers)
     values = _values(plan, rows, starts, lengths, work)
     offsets, size = layout(plan.inputs, sizes.rounded)
     data = np.zeros(size, np.int32)

@@ -1,4 +1,4 @@
-"""cuBLASLt through ctypes: products of row-major fp16 or fp32 matrices, fp32 accumulation, bias and activation inside.
+"""cuBLASLt through ctypes: products of row-major matrices, fp32 accumulation, bias, activation and sum inside.
 
 cuBLASLt counts columns first, so a row-major x · Wᵀ is asked for as W · xᵀ. Names and numbers: cublasLt.h, CUDA 12/13.
 """
@@ -11,10 +11,12 @@ from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c
 from dataclasses import dataclass
 from typing import Any
 
-from bei.cuda_plan import Epilogue, Product
+from bei.cuda_plan import DType, Epilogue, Product
 from bei.errors import EngineError
+from bei.runtime.cuda.device import Addresses
 
-COMPUTE_32F, R_32F, R_16F = 68, 0, 2
+COMPUTE_32F, R_32F = 68, 0
+TYPES: dict[DType, int] = {"f32": R_32F, "f16": 2, "bf16": 14}
 TRANSA, EPILOGUE, BIAS_POINTER = 3, 7, 8
 MAX_WORKSPACE_BYTES = 1
 WORKSPACE = 32 << 20
@@ -47,6 +49,7 @@ class _Problem:
     description: c_void_p
     weight: c_void_p
     x: c_void_p
+    add: c_void_p
     out: c_void_p
     algorithm: _Heuristic
 
@@ -80,28 +83,29 @@ class CublasLt:
         number = int(self._library.cublasLtGetVersion())
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
-    def multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
-        """Queue out = epilogue(x · Wᵀ + bias) over ``rows`` rows."""
+    def multiply(self, step: Product, at: Addresses, rows: int) -> None:
+        """Queue out = epilogue(x · Wᵀ + bias) + add over ``rows`` rows."""
         key = (
             step.x.dtype, step.x.width, step.x.stride, step.out.dtype, step.out.width, step.out.stride,
-            step.transposed, step.epilogue, bool(bias), rows,
+            step.transposed, step.epilogue, bool(at.bias), step.add.stride if step.add else 0, rows,
         )  # fmt: skip
         if key not in self._problems:
-            self._problems[key] = self._solve(step, bias, rows)
-        self._run(self._problems[key], x, weight, bias, out)
+            self._problems[key] = self._solve(step, at.bias, rows)
+        self._run(self._problems[key], at)
 
-    def _run(self, problem: _Problem, x: int, weight: int, bias: int, out: int) -> None:
-        if bias:
-            self._set(problem.description, BIAS_POINTER, c_uint64(bias))
+    def _run(self, problem: _Problem, at: Addresses) -> None:
+        if at.bias:
+            self._set(problem.description, BIAS_POINTER, c_uint64(at.bias))
+        beta = self._one if at.add else self._zero
         self._call(
             "cublasLtMatmul", self._handle, problem.description, byref(self._one),
-            c_void_p(weight), problem.weight, c_void_p(x), problem.x, byref(self._zero),
-            c_void_p(out), problem.out, c_void_p(out), problem.out,
+            c_void_p(at.weight), problem.weight, c_void_p(at.x), problem.x, byref(beta),
+            c_void_p(at.add or at.out), problem.add, c_void_p(at.out), problem.out,
             byref(problem.algorithm.algorithm), c_void_p(self.workspace), c_size_t(WORKSPACE), self.stream,
         )  # fmt: skip
 
     def _solve(self, step: Product, bias: int, rows: int) -> _Problem:
-        kind = R_16F if step.x.dtype == "f16" else R_32F
+        kind, result = TYPES[step.x.dtype], TYPES[step.out.dtype]
         description = self._make("cublasLtMatmulDescCreate", c_int(COMPUTE_32F), c_int(R_32F))
         self._set(description, TRANSA, c_int32(0 if step.transposed else 1))
         self._set(description, EPILOGUE, c_uint32(EPILOGUES[step.epilogue, bool(bias)]))
@@ -111,10 +115,11 @@ class CublasLt:
         shape = (n, width) if step.transposed else (width, n)
         weight = self._layout(kind, *shape, step.weight.stride)
         x = self._layout(kind, width, rows, step.x.stride)
-        out = self._layout(kind, n, rows, step.out.stride)
+        out = self._layout(result, n, rows, step.out.stride)
+        add = self._layout(result, n, rows, step.add.stride) if step.add else out
         found, count = _Heuristic(), c_int()
         self._call(
-            "cublasLtMatmulAlgoGetHeuristic", self._handle, description, weight, x, out, out,
+            "cublasLtMatmulAlgoGetHeuristic", self._handle, description, weight, x, add, out,
             self._preference, c_int(1), byref(found), byref(count),
         )  # fmt: skip
         if count.value == 0 or found.state != 0:
@@ -122,7 +127,7 @@ class CublasLt:
                 f"{self.subject}: cuBLASLt has no algorithm for {rows} x {width} x {n} ({step.x.dtype}). "
                 "Report this as a bug."
             )
-        return _Problem(description, weight, x, out, found)
+        return _Problem(description, weight, x, add, out, found)
 
     def _layout(self, kind: int, rows: int, columns: int, leading: int) -> c_void_p:
         return self._make(

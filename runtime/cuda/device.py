@@ -1,6 +1,7 @@
 """The seam between the engine and a GPU: memory, launches and products on one stream. Tests simulate it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +10,17 @@ import numpy.typing as npt
 from bei.cuda_plan import Function, Launch, Product
 
 Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Addresses:
+    """Where a product's operands are; ``bias`` and ``add`` are 0 where there is none."""
+
+    x: int
+    weight: int
+    bias: int
+    add: int
+    out: int
 
 
 class Device(Protocol):
@@ -43,8 +55,8 @@ class Device(Protocol):
     def launch(self, step: Launch, addresses: Sequence[int], sizes: Mapping[str, int]) -> None:
         """Queue a kernel; ``addresses`` of its operands that are not None, in order."""
 
-    def multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
-        """Queue a product over ``rows`` rows; ``bias`` is 0 where there is none."""
+    def multiply(self, step: Product, at: Addresses, rows: int) -> None:
+        """Queue a product over ``rows`` rows."""
 
     def capture(self, work: Callable[[], None]) -> Any:
         """A graph of what ``work`` queues, not run yet."""

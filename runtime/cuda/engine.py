@@ -14,7 +14,7 @@ import numpy as np
 
 from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Step, Symbol
 from bei.runtime.cuda.batch import Batch, Sizes, assemble, layout
-from bei.runtime.cuda.device import Bytes, Device
+from bei.runtime.cuda.device import Addresses, Bytes, Device
 from bei.runtime.cuda.weights import upload
 from bei.runtime.executor import Output, Row
 
@@ -47,7 +47,7 @@ class Engine:
         device.load(plan.functions)
         self._weights_block, self._weights = upload(device, plan, folder)
         self._arena: dict[Symbol, int] = {}
-        self._capacity: dict[Symbol, int] = {"tokens": 0, "rows": 0}
+        self._capacity: dict[Symbol, int] = dict.fromkeys(("tokens", "rows", *plan.arena), 0)
         self._slots: list[_Slot] = []
         self._inputs, self._input_bytes = 0, 0
         self._turn = 0
@@ -170,8 +170,10 @@ class Engine:
             addresses = [at(operand) for operand in step.operands.values() if operand is not None]
             self.device.launch(step, addresses, sizes.rounded)
         else:
-            rows = sizes.rounded[step.x.rows]
-            self.device.multiply(step, at(step.x), at(step.weight), at(step.bias), at(step.out), rows)
+            where = Addresses(
+                x=at(step.x), weight=at(step.weight), bias=at(step.bias), add=at(step.add), out=at(step.out)
+            )
+            self.device.multiply(step, where, sizes.rounded[step.x.rows])
 
     def _forget_graphs(self) -> None:
         while self._graphs:

@@ -1,6 +1,7 @@
 """One NVIDIA GPU as a `Device`: driver calls and cuBLASLt on one stream of the primary context."""
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_float, c_int, c_size_t, c_ulonglong, c_void_p
 from typing import Any
@@ -11,7 +12,7 @@ from bei.cuda_plan import Function, Launch, Product
 from bei.errors import EngineError
 from bei.runtime.cuda import driver as cu
 from bei.runtime.cuda.cublaslt import WORKSPACE, CublasLt
-from bei.runtime.cuda.device import Bytes
+from bei.runtime.cuda.device import Addresses, Bytes
 from bei.runtime.cuda.driver import Driver
 
 
@@ -34,6 +35,7 @@ class Gpu:
         self._allocated: set[int] = set()
         self._pinned: list[c_void_p] = []
         self._lt: CublasLt | None = None
+        self._scratch_at, self._scratch_bytes = 0, 0
 
     def activate(self) -> None:
         """Make the context current in the calling thread."""
@@ -96,17 +98,24 @@ class Gpu:
         grid = [size.of(sizes) for size in step.grid] + [1] * (3 - len(step.grid))
         values: list[Any] = [c_ulonglong(address) for address in addresses]
         values += [c_int(sizes[symbol]) for symbol in step.sizes]
-        values += [c_ulonglong(0)] * function.scratch
+        scratch = self._scratch(function.scratch_bytes * math.prod(grid))
+        values += [c_ulonglong(address) for address in (scratch, *[0] * function.scratch)[: function.scratch]]
         parameters = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         self.driver(
             "cuLaunchKernel", handle, *grid, function.threads, 1, 1, function.shared, self.stream,
             ctypes.cast(parameters, ctypes.POINTER(c_void_p)), None,
         )  # fmt: skip
 
-    def multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
+    def _scratch(self, nbytes: int) -> int:
+        """Memory that kernels, one after the other, may use while they run. Graphs hold the address: none is released."""
+        if nbytes > self._scratch_bytes:
+            self._scratch_at, self._scratch_bytes = self.allocate(nbytes), nbytes
+        return self._scratch_at if nbytes else 0
+
+    def multiply(self, step: Product, at: Addresses, rows: int) -> None:
         if self._lt is None:
             self._lt = CublasLt(self.subject, self.stream, self.allocate(WORKSPACE))
-        self._lt.multiply(step, x, weight, bias, out, rows)
+        self._lt.multiply(step, at, rows)
 
     def elapsed(self, start: c_void_p, stop: c_void_p) -> float:
         """Milliseconds between two timing events, both spent."""

@@ -1,7 +1,8 @@
 """The launch plan of the CUDA engine: what its compiler writes and its executor reads.
 
 A plan is an explicit list of steps over operands in an arena, with the compiled kernels and small constants inside.
-Sizes depend on three numbers of a batch: ``tokens`` T, ``rows`` B (texts) and ``work`` W (attention's query blocks).
+Sizes depend on three numbers of a batch: ``tokens`` T, ``rows`` B (texts) and ``work`` W (attention's query blocks);
+``slots`` S, where tokens lie sorted by expert, follows from T.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,9 @@ import msgspec
 
 from bei.errors import BundleError
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
-Symbol = Literal["tokens", "rows", "work", "one"]
+Symbol = Literal["tokens", "rows", "work", "slots", "one"]
 DType = Literal["f16", "f32", "bf16", "i32"]
 Epilogue = Literal["none", "relu", "gelu_tanh"]
 
@@ -39,15 +40,16 @@ class _Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Size(_Data, frozen=True, kw_only=True):
-    """ceil(sizes[symbol] · times / per); the symbol ``one`` is 1."""
+    """ceil((sizes[symbol] · times + plus) / per); the symbol ``one`` is 1."""
 
     symbol: Symbol
     times: int = 1
     per: int = 1
+    plus: int = 0
 
     def of(self, sizes: Mapping[str, int]) -> int:
         """The number for a batch; ``sizes`` by symbol."""
-        return -(-sizes.get(self.symbol, 1) * self.times // self.per)
+        return -(-(sizes.get(self.symbol, 1) * self.times + self.plus) // self.per)
 
 
 class Operand(_Data, frozen=True, kw_only=True):
@@ -82,13 +84,17 @@ class Launch(_Data, frozen=True, kw_only=True, tag="launch"):
 
 
 class Product(_Data, frozen=True, kw_only=True, tag="product"):
-    """out = epilogue(x · Wᵀ + bias), fp32 accumulation; W [width of out, width of x], or ``transposed`` [x, out]."""
+    """out = epilogue(x · Wᵀ + bias) + add, fp32 accumulation; W [width of out, width of x], or ``transposed`` [x, out].
+
+    ``add`` has the form of ``out``; there is no epilogue beside it.
+    """
 
     x: Operand
     weight: Operand
     bias: Operand | None
     out: Operand
     transposed: bool = False
+    add: Operand | None = None
     epilogue: Epilogue = "none"
 
 
@@ -96,17 +102,19 @@ Step = Launch | Product
 
 
 class Function(_Data, frozen=True, kw_only=True):
-    """A compiled kernel: ``scratch`` null pointers follow the sizes (Triton's scratch parameters, unused here)."""
+    """A compiled kernel: ``scratch`` pointers follow the sizes, the first to ``scratch_bytes`` of device memory a program
+    (Triton keeps tile descriptors there), the others null."""
 
     cubin: bytes
     symbol: str
     threads: int
     shared: int
     scratch: int
+    scratch_bytes: int = 0
 
 
 class Buffer(_Data, frozen=True, kw_only=True):
-    """A region of the arena of its symbol: [offset · n, (offset + row_bytes) · n) for n tokens or rows."""
+    """A region of the arena of its symbol: [offset · n, (offset + row_bytes) · n) for n tokens, rows or slots."""
 
     rows: Symbol
     offset: int
@@ -133,7 +141,7 @@ class WeightTensor(_Data, frozen=True, kw_only=True):
 
 
 class Plan(_Data, frozen=True, kw_only=True):
-    """One engine for one SM. ``arena`` bytes a token (``tokens``) and a row (``rows``) of a batch need.
+    """One engine for one SM. ``arena`` bytes a token, a row and a slot of a batch need; ``slots`` how many slots it has.
 
     ``conversions``: how a stored dtype becomes a device one, by "F32:f16".
     ``gelu`` "tanh": erf-GELU is approximated in the epilogue of its product.
@@ -156,6 +164,7 @@ class Plan(_Data, frozen=True, kw_only=True):
     output: Operand
     query_block: int
     position_pad: int | None
+    slots: Size | None = None
 
 
 def encode_plan(plan: Plan) -> bytes:

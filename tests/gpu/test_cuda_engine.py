@@ -10,7 +10,8 @@ from tests.adapters.cases import CASES
 from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
 
 from bei.adapters.head import Dense, Head, Normalize
-from bei.compiler.engines.cuda import CudaOptions, build
+from bei.compiler.engines.cuda import build
+from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.errors import EngineError
 from bei.runtime.cuda.engine import Engine

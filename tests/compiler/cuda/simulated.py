@@ -14,6 +14,7 @@ import torch
 
 from bei.cuda_plan import ITEMSIZE, DType, Epilogue, Function, Launch, Operand, Plan, Product
 from bei.errors import EngineError
+from bei.runtime.cuda.device import Addresses
 
 TORCH: dict[DType, torch.dtype] = {
     "f16": torch.float16,
@@ -87,16 +88,20 @@ class SimulatedDevice:
             assert target is not None
             target.copy_(results[name])
 
-    def multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
-        self._queue(lambda: self._multiply(step, x, weight, bias, out, rows))
+    def multiply(self, step: Product, at: Addresses, rows: int) -> None:
+        self._queue(lambda: self._multiply(step, at, rows))
 
-    def _multiply(self, step: Product, x: int, weight: int, bias: int, out: int, rows: int) -> None:
+    def _multiply(self, step: Product, at: Addresses, rows: int) -> None:
         sizes: dict[str, int] = {step.x.rows: rows}
-        w = self._matrix(step.weight, weight, sizes).float()
-        y = self._matrix(step.x, x, sizes).float() @ (w if step.transposed else w.T)
+        w = self._matrix(step.weight, at.weight, sizes).float()
+        y = self._matrix(step.x, at.x, sizes).float() @ (w if step.transposed else w.T)
         if step.bias is not None:
-            y = y + self._matrix(step.bias, bias, sizes).float()
-        self._matrix(step.out, out, sizes).copy_(_epilogue(y, step.epilogue))
+            y = y + self._matrix(step.bias, at.bias, sizes).float()
+        y = _epilogue(y, step.epilogue)
+        if step.add is not None:
+            assert step.epilogue == "none" and step.add.dtype == step.out.dtype
+            y = y + self._matrix(step.add, at.add, sizes).float()
+        self._matrix(step.out, at.out, sizes).copy_(y)
 
     def _matrix(self, operand: Operand, address: int, sizes: Mapping[str, int]) -> torch.Tensor:
         """A view of memory. A weight has the rows that the plan's count gives it."""
@@ -104,7 +109,7 @@ class SimulatedDevice:
         if operand.place == "weight":
             rows = self.plan.weights[operand.name].count // operand.width
         item = ITEMSIZE[operand.dtype]
-        odd = operand.name == "out" or operand.column * item % 16  # parts and columns begin where they may
+        odd = operand.name in ("out", "scale") or operand.column * item % 16  # parts and columns begin where they may
         aligned = item if odd else 16
         assert address % aligned == 0, f"{operand.name} at {address} is not {aligned}-byte aligned"
         flat = self.memory[address : address + ((rows - 1) * operand.stride + operand.width) * item]

@@ -13,7 +13,8 @@ from tests.compiler.cuda.simulated import SimulatedDevice
 from tests.compiler.cuda.test_plan_parity import rows_of
 
 from bei.adapters.head import Dense, Head, LayerNorm, Normalize, Pooling, Step
-from bei.compiler.engines.cuda import CudaOptions, lower
+from bei.compiler.engines.cuda import lower
+from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import Weight
 from bei.errors import EngineError, InputError
