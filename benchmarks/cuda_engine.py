@@ -23,7 +23,7 @@ from benchmarks.record import save
 from bei.adapters.head import Head, Normalize
 from bei.compiler.engines.cuda import build
 from bei.compiler.lowering.cuda_options import CudaOptions, Gelu
-from bei.cuda_plan import Launch, Step
+from bei.cuda_plan import Launch, Plan, Step
 from bei.runtime.cuda.batch import Batch
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.cuda.gpu import Gpu
@@ -42,13 +42,17 @@ WORKLOADS: dict[str, dict[str, Lengths]] = {
 }
 
 
-class Timed:
-    """One model as an engine on the GPU."""
+def built(folder: Path, gelu: Gelu = "erf") -> "Timed":
+    """The model of a folder."""
+    cfg, weights = read(folder)
+    major, minor = torch.cuda.get_device_capability()
+    return Timed(build(cfg, EMBED, weights, CudaOptions(sm=10 * major + minor, gelu=gelu)), folder)
 
-    def __init__(self, folder: Path, gelu: Gelu = "erf") -> None:
-        cfg, weights = read(folder)
-        major, minor = torch.cuda.get_device_capability()
-        plan = build(cfg, EMBED, weights, CudaOptions(sm=10 * major + minor, gelu=gelu))
+
+class Timed:
+    """One plan as an engine on the GPU."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
         self.gpu = Gpu("benchmark")
         self.engine = Engine(self.gpu, plan, folder)
 
@@ -153,8 +157,8 @@ def compare(name: str, folder: Path) -> list[Line]:
     """One line a workload: peers and engines side by side."""
     peer = make(name, folder).half().cuda()
     compiled = torch.compile(peer)
-    plain = Timed(folder)
-    tanh = Timed(folder, "tanh") if SHAPES[name][0] == "Bert" else None
+    plain = built(folder)
+    tanh = built(folder, "tanh") if SHAPES[name][0] == "Bert" else None
     lines = []
     for batch, lengths in WORKLOADS[name].items():
         line: Line = {
@@ -186,7 +190,7 @@ def compare(name: str, folder: Path) -> list[Line]:
 
 def scaling(folder: Path, sizes: Sequence[int] = (256, 1024, 4096, 16384, 65536)) -> list[Line]:
     """Throughput by tokens in a batch, texts of 128."""
-    timed = Timed(folder)
+    timed = built(folder)
     lines = []
     for tokens in sizes:
         ms = timed.device_ms([128] * (tokens // 128))
@@ -208,7 +212,7 @@ def main() -> None:
             folder = Path(temporary) / name
             lines += compare(name, folder)
             save(f"{args.out}/cuda_device", f"Device milliseconds of a batch, fp16, {gpu}", lines)
-            timed = Timed(folder)
+            timed = built(folder)
             first = next(iter(WORKLOADS[name].items()))
             steps += [{"model": name, "batch": first[0], **line} for line in timed.steps(first[1])]
             timed.engine.close()

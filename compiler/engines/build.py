@@ -65,7 +65,7 @@ def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -
         plan = cuda.build(
             request.cfg, request.head, request.weights, CudaOptions(sm=target.sms[0]), request.precision
         )
-        return cuda.write_engine(target, plan, writer)
+        return cuda.write_engine(target, plan, writer, request.precision)
     return _build_tensorrt(target, request, writer)
 
 
@@ -96,7 +96,7 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         backend=target.backend,
         device="cuda",
         layout=request.layout,
-        precision=_named(request.precision),
+        precision=request.precision.name,
         path=name,
         inputs=graph.inputs,
         status="built, not executed",
@@ -105,10 +105,3 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         profiles=built.profiles,
         evidence=built.evidence,
     )
-
-
-def _named(policy: Policy) -> str:
-    """What decides the gate: fp16, "fp16, 2 wider units", or the one type asked for throughout."""
-    if policy.mode in ("bf16", "fp32"):
-        return policy.mode
-    return f"fp16, {len(policy.islands)} wider units" if policy.islands else "fp16"

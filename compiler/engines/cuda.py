@@ -58,7 +58,7 @@ def build(
     return compile_plan(plan, kernels)
 
 
-def write_engine(target: Target, plan: Plan, writer: BundleWriter) -> EngineRecord:
+def write_engine(target: Target, plan: Plan, writer: BundleWriter, precision: Policy) -> EngineRecord:
     """The plan as the bundle's engine of ``target``; its weights are the bundle's own."""
     name = f"engines/{target.name}/plan"
     writer.write(name, encode_plan(plan))
@@ -67,7 +67,7 @@ def write_engine(target: Target, plan: Plan, writer: BundleWriter) -> EngineReco
         backend="cuda",
         device="cuda",
         layout="packed",
-        precision="fp16",
+        precision=precision.name,
         path=name,
         inputs=plan.inputs,
         status="built, not executed",

@@ -43,6 +43,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """What the site's stored value is multiplied by."""
         return self.scales.get(site, 1.0)
 
+    @property
+    def name(self) -> str:
+        """What decides the gate: fp16, "fp16, 2 wider units", or the one type asked for throughout."""
+        if self.mode in ("bf16", "fp32"):
+            return self.mode
+        return f"fp16, {len(self.islands)} wider units" if self.islands else "fp16"
+
 
 PLAIN = Policy()
 """No scale, no island."""

@@ -1,18 +1,22 @@
 """The CUDA engine on a real GPU: every architecture against TorchOps in fp32, and what must hold under load."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from tests.adapters.cases import CASES
-from tests.adapters.tiny import HIDDEN_STATES, Case, batch, load, save
+from tests.adapters.tiny import HIDDEN_STATES, Loaded, batch, load
+from tests.gpu.prepared import names, read
 
 from bei.adapters.head import Dense, Head, Normalize
 from bei.compiler.engines.cuda import build
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
+from bei.compiler.precision.policy import PLAIN, Policy, units
+from bei.compiler.weights import Weight
 from bei.errors import EngineError
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.cuda.gpu import Gpu
@@ -21,9 +25,11 @@ from bei.runtime.executor import Row
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    pytest.mark.skipif(not names(), reason="needs prepared models (tests/gpu/prepared.py)"),
 ]
 
 EMBED = Head(task="embed", pooling=("mean",), steps=(Normalize(),))
+ONE_A_FAMILY = ("bert", "modernbert", "mpnet", "nomic-bert-moe", "jina-bert", "gte", "qwen3", "gemma3")
 
 
 def rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[Row]:
@@ -33,36 +39,64 @@ def rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[Row]:
     ]
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
 
 
-def open_engine(case: Case, folder: Path, head: Head) -> Engine:
-    loaded = load(folder)
+@cache
+def sm() -> int:
     major, minor = torch.cuda.get_device_capability()
-    plan = build(loaded.cfg, head, loaded.weights, CudaOptions(sm=10 * major + minor))
-    return Engine(Gpu("test"), plan, folder)
+    return 10 * major + minor
+
+
+def open_engine(
+    loaded: Loaded,
+    head: Head,
+    options: CudaOptions | None = None,
+    policy: Policy = PLAIN,
+    weights: dict[str, Weight] | None = None,
+    device: int = 0,
+) -> Engine:
+    every = {**loaded.weights, **(weights or {})}
+    plan = build(loaded.cfg, head, every, options or CudaOptions(sm=sm()), policy)
+    return Engine(Gpu("test", device), plan, loaded.folder)
 
 
 @pytest.fixture
-def bert(tmp_path: Path) -> Iterator[Engine]:
-    save(CASES[0], tmp_path)
-    engine = open_engine(CASES[0], tmp_path, EMBED)
+def bert() -> Iterator[Engine]:
+    engine = open_engine(load(read("bert")[0]), EMBED)
     yield engine
     engine.close()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_architecture_computes_what_torch_ops_computes(case: Case, tmp_path: Path) -> None:
-    save(case, tmp_path)
-    loaded = load(tmp_path)
-    ids, mask = batch(case.lengths, loaded.cfg.vocab)
-    expected = run_torch(loaded.cfg, HIDDEN_STATES, loaded.weights, ids, mask)
-    engine = open_engine(case, tmp_path, HIDDEN_STATES)
-    for _ in range(2):  # the second time through the captured graph
+def check(
+    name: str, options: CudaOptions | None = None, policy: Policy = PLAIN, least: float = 0.9999
+) -> None:
+    """Twice: the second time through the captured graph."""
+    folder, ids, mask, expected = read(name)
+    engine = open_engine(load(folder), HIDDEN_STATES, options, policy)
+    for _ in range(2):
         for line, keep, result in zip(expected, mask, engine.run(rows_of(ids, mask)), strict=True):
-            assert cosines(line[keep.bool()].numpy(), result).min() > 0.9999
+            assert cosines(line[keep.bool()].numpy(), result).min() > least
     engine.close()
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_architecture_computes_what_torch_ops_computes(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_fused_products_compute_the_same(name: str) -> None:
+    check(name, CudaOptions(sm=sm(), fuse_activation=True, fuse_residual=True, experts="dense"))
+
+
+@pytest.mark.parametrize("wide", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_islands_throughout(name: str, wide: str) -> None:
+    cfg = load(read(name)[0]).cfg
+    policy = Policy(islands=dict.fromkeys(units(cfg), "bf16" if wide == "bf16" else "fp32"))
+    check(name, None, policy, 0.99 if wide == "bf16" else 0.9999)
 
 
 def random_rows(count: int, seed: int) -> list[Row]:
@@ -71,12 +105,15 @@ def random_rows(count: int, seed: int) -> list[Row]:
     return [Row(ids=rng.integers(5, 97, n).astype(np.int32), types=np.zeros(n, np.int32)) for n in sizes]
 
 
-def test_a_row_does_not_depend_on_its_neighbours(bert: Engine) -> None:
+@pytest.mark.parametrize("name", ["bert", "nomic-bert-moe"])
+def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
+    engine = open_engine(load(read(name)[0]), EMBED)
     rows = random_rows(100, seed=1)
-    together = np.asarray(bert.run(rows))
+    together = np.asarray(engine.run(rows))
     assert np.isfinite(together).all()
     for at in range(0, 100, 7):
-        assert cosines(np.asarray(bert.run([rows[at]]))[0], together[at]) > 0.99999
+        assert cosines(np.asarray(engine.run([rows[at]]))[0], together[at]) > 0.99999
+    engine.close()
 
 
 def test_two_batches_in_flight_do_not_mix(bert: Engine) -> None:
@@ -102,13 +139,20 @@ def test_out_of_memory_is_an_error_and_the_engine_goes_on(bert: Engine) -> None:
     np.testing.assert_array_equal(np.asarray(bert.run(rows)), before)
 
 
-def test_head_of_dense_layers_is_fp32(tmp_path: Path) -> None:
-    from dataclasses import replace
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_replicas_on_two_gpus_answer_alike() -> None:
+    loaded = load(read("bert")[0])
+    first, second = (open_engine(loaded, EMBED, device=number) for number in (0, 1))
+    rows = random_rows(50, seed=2)
+    tickets = first.submit(rows), second.submit(rows)
+    np.testing.assert_array_equal(np.asarray(second.result(tickets[1])), np.asarray(first.result(tickets[0])))
+    first.close()
+    np.testing.assert_array_equal(np.asarray(second.run(rows)), np.asarray(second.run(rows)))
+    second.close()
 
-    from bei.compiler.weights import Weight
 
-    save(CASES[0], tmp_path)
-    loaded = load(tmp_path)
+def test_head_of_dense_layers_is_fp32() -> None:
+    loaded = load(read("bert")[0])
     steps = (Dense(name="head.a", out=7, act="tanh"), Dense(name="head.b", out=7, residual=True), Normalize())
     head = replace(EMBED, pooling=("cls", "weighted_mean"), steps=steps)
     rng = np.random.default_rng(0)
@@ -118,15 +162,12 @@ def test_head_of_dense_layers_is_fp32(tmp_path: Path) -> None:
         return Weight(name=name, shape=shape, dtype="F32", data=data)
 
     extra = {
-        "head.a.weight": weight("head.a.weight", 7, 64),
+        "head.a.weight": weight("head.a.weight", 7, 2 * loaded.cfg.dim),
         "head.a.bias": weight("head.a.bias", 7),
         "head.b.weight": weight("head.b.weight", 7, 7),
     }
-    weights = {**loaded.weights, **extra}
-    major, minor = torch.cuda.get_device_capability()
-    plan = build(loaded.cfg, head, weights, CudaOptions(sm=10 * major + minor))
-    engine = Engine(Gpu("test"), plan, tmp_path)
+    engine = open_engine(loaded, head, weights=extra)
     ids, mask = batch((3, 12, 30), loaded.cfg.vocab)
-    expected = run_torch(loaded.cfg, head, weights, ids, mask).numpy()
+    expected = run_torch(loaded.cfg, head, {**loaded.weights, **extra}, ids, mask).numpy()
     assert cosines(expected, np.asarray(engine.run(rows_of(ids, mask)))).min() > 0.9999
     engine.close()

@@ -109,7 +109,9 @@ class SimulatedDevice:
         if operand.place == "weight":
             rows = self.plan.weights[operand.name].count // operand.width
         item = ITEMSIZE[operand.dtype]
-        odd = operand.name in ("out", "scale") or operand.column * item % 16  # parts and columns begin where they may
+        odd = (
+            operand.name in ("out", "scale") or operand.column * item % 16
+        )  # parts and columns begin where they may
         aligned = item if odd else 16
         assert address % aligned == 0, f"{operand.name} at {address} is not {aligned}-byte aligned"
         flat = self.memory[address : address + ((rows - 1) * operand.stride + operand.width) * item]
