@@ -70,14 +70,16 @@ def bert() -> Iterator[Engine]:
 
 
 def check(
-    name: str, options: CudaOptions | None = None, policy: Policy = PLAIN, least: float = 0.9999
+    name: str, options: CudaOptions | None = None, policy: Policy = PLAIN, typical: float = 0.9999
 ) -> None:
     """Twice: the second time through the captured graph."""
     folder, ids, mask, expected = read(name)
     engine = open_engine(load(folder), HIDDEN_STATES, options, policy)
     for _ in range(2):
         for line, keep, result in zip(expected, mask, engine.run(rows_of(ids, mask)), strict=True):
-            assert cosines(line[keep.bool()].numpy(), result).min() > least
+            found = cosines(line[keep.bool()].numpy(), result)
+            assert found.min() > 10 * typical - 9  # a token may nearly cancel in a norm
+            assert np.median(found) > typical
     engine.close()
 
 
@@ -96,7 +98,7 @@ def test_fused_products_compute_the_same(name: str) -> None:
 def test_islands_throughout(name: str, wide: str) -> None:
     cfg = load(read(name)[0]).cfg
     policy = Policy(islands=dict.fromkeys(units(cfg), "bf16" if wide == "bf16" else "fp32"))
-    check(name, None, policy, 0.99 if wide == "bf16" else 0.9999)
+    check(name, None, policy, 0.999 if wide == "bf16" else 0.9999)
 
 
 def random_rows(count: int, seed: int) -> list[Row]:
