@@ -53,6 +53,10 @@ class Weight:
         value = self.stored().astype(np.float32, copy=False)
         return value if self.scale == 1.0 else value * np.float32(self.scale)
 
+    def rows(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The value's rows at ``index`` [...], a copy in float32 [..., *shape[1:]]; nothing else is read."""
+        return self.stored()[index].astype(np.float32) * np.float32(self.scale)
+
 
 Weights = Mapping[str, Weight]
 """Canonical name → Weight."""

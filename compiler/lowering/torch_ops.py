@@ -43,6 +43,27 @@ class Storage:
 FULL = Storage()
 """fp32 throughout: the definition."""
 
+KEPT_BYTES = 1 << 30
+
+
+class Tensors:
+    """Weights as fp32 tensors, rounded to a storage type; the first GiB of them is kept for the next run."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, float, torch.dtype], Tensor] = {}
+        self._room = KEPT_BYTES
+
+    def get(self, weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:
+        key = (weight.name, weight.scale, dtype)
+        if key in self._kept:
+            return self._kept[key]
+        tensor = torch.from_numpy(np.array(weight.float32())).to(dtype).float()
+        if tensor.nbytes <= self._room:
+            self._kept[key] = tensor
+            self._room -= tensor.nbytes
+        return tensor
+
+
 ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -72,8 +93,10 @@ class TorchOps:
         position_pad: int | None = None,
         storage: Storage = FULL,
         probe: Probe | None = None,
+        tensors: Tensors | None = None,
     ) -> None:
         self.weights, self.ids, self.mask = weights, ids, mask.bool()
+        self.tensors = tensors or Tensors()
         self.types = torch.zeros_like(ids) if types is None else types
         self.prompt = torch.zeros(len(ids), dtype=torch.int64) if prompt is None else prompt
         self.position_pad, self.storage, self.probe = position_pad, storage, probe
@@ -86,12 +109,12 @@ class TorchOps:
         real = (self.ids != self.position_pad).long()
         return real.cumsum(1) * real + self.position_pad
 
-    def weight(self, name: str) -> Tensor:
-        """The value in fp32."""
-        return torch.from_numpy(np.array(self.weights[name].float32()))
+    def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The value, rounded to ``dtype``, in fp32."""
+        return self.tensors.get(self.weights[name], dtype)
 
-    def bias(self, name: str) -> Tensor | None:
-        return self.weight(f"{name}.bias") if f"{name}.bias" in self.weights else None
+    def bias(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return self.weight(f"{name}.bias", dtype) if f"{name}.bias" in self.weights else None
 
     def store(self, x: Tensor, site: str) -> Tensor:
         """Round to what the site stores, as writing to memory would; the result is fp32 again."""
@@ -101,8 +124,8 @@ class TorchOps:
 
     def embed(self, name: str, index: Index, rows: int, dim: int) -> Tensor:
         where = {"tokens": self.ids, "types": self.types, "positions": self.positions}[index]
-        table = self.weight(f"{name}.weight")
-        return F.embedding(where, table.to(self.storage.body).float() if index == "tokens" else table)
+        rows_BLD = torch.from_numpy(self.weights[f"{name}.weight"].rows(where.numpy()))
+        return rows_BLD.to(self.storage.body).float() if index == "tokens" else rows_BLD
 
     def row(self, name: str, dim: int) -> Tensor:
         return self.weight(f"{name}.weight")[0]
@@ -131,10 +154,9 @@ class TorchOps:
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         dtype = self.storage.of(name)
-        weight = self.weight(f"{name}.weight").to(dtype).float()
-        y = self.store(x.to(dtype).float() @ weight.T, name)
-        bias = self.bias(name)
-        return y if bias is None else self.store(y + bias.to(dtype).float(), name)
+        y = self.store(x.to(dtype).float() @ self.weight(f"{name}.weight", dtype).T, name)
+        bias = self.bias(name, dtype)
+        return y if bias is None else self.store(y + bias, name)
 
     def split(self, x: Tensor, heads: int, head_dim: int) -> Tensor:
         return x.reshape(*x.shape[:-1], heads, head_dim)
@@ -219,8 +241,8 @@ class TorchOps:
         if moe.renormalize:
             share = share / share.sum(-1, keepdim=True)
         out = torch.zeros_like(x)
-        w1 = self.weight(f"{name}.w1.weight").to(dtype).float().reshape(moe.experts, ffn, dim)
-        w2 = self.weight(f"{name}.w2.weight").to(dtype).float().reshape(moe.experts, ffn, dim)
+        w1 = self.weight(f"{name}.w1.weight", dtype).reshape(moe.experts, ffn, dim)
+        w2 = self.weight(f"{name}.w2.weight", dtype).reshape(moe.experts, ffn, dim)
         for expert in range(moe.experts):
             weight = (share * (chosen == expert)).sum(-1, keepdim=True)
             hidden = self.store(ACTS[act](self.store(x @ w1[expert].T, f"{name}.w1")), f"{name}.hidden")
@@ -272,9 +294,10 @@ def run_torch(
     storage: Storage = FULL,
     policy: Policy = PLAIN,
     probe: Probe | None = None,
+    tensors: Tensors | None = None,
 ) -> Tensor:
     """The head's output in fp32 for ids, mask int64 [B, L]; ``policy``'s scales are folded in (its islands are part
-    of ``storage``)."""
+    of ``storage``). ``tensors`` shared by several runs of one model spare them reading its weights again."""
     own = dict(weights)
     ops = TorchOps(
         own,
@@ -285,6 +308,7 @@ def run_torch(
         position_pad=cfg.position_pad,
         storage=storage,
         probe=probe,
+        tensors=tensors,
     )
     with torch.inference_mode():
         return run(cfg, head, Folded(ops, own, policy, cfg)).value

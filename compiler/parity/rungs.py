@@ -7,7 +7,7 @@ layer its precision is to blame.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -29,6 +29,9 @@ from bei.compiler.weights import Weight
 from bei.manifest import EngineRecord
 from bei.runtime.executor import Row
 
+if TYPE_CHECKING:
+    from bei.compiler.lowering.torch_ops import Tensors
+
 F32 = npt.NDArray[np.float32]
 
 TEXTS = 24
@@ -45,6 +48,7 @@ class TorchEncoder:
     weights: Mapping[str, Weight]
     precision: Precision
     policy: Policy = PLAIN
+    tensors: "Tensors | None" = None
 
     def output(self, row: Row) -> F32:
         """The head's output: [d], or [n, C] a token."""
@@ -82,6 +86,7 @@ class TorchEncoder:
             storage=Storage(body=body, islands=self.policy.islands),
             policy=self.policy,
             probe=probe,
+            tensors=self.tensors,
         )
         return np.asarray(out[0].numpy(), np.float32)
 
@@ -103,6 +108,8 @@ def state_sites(cfg: EncoderConfig) -> dict[str, str]:
 
 def load_encoder(checkpoint: Path, precision: str, policy: Policy = PLAIN) -> TorchEncoder:
     """The encoder of the checkpoint in ``checkpoint``. Raises what reading a checkpoint raises."""
+    from bei.compiler.lowering.torch_ops import Tensors
+
     opened = open_checkpoint(str(checkpoint))
     loaded = load_model(opened, adapter_for(opened.config))
     return TorchEncoder(
@@ -111,6 +118,7 @@ def load_encoder(checkpoint: Path, precision: str, policy: Policy = PLAIN) -> To
         weights=loaded.weights,
         precision=precision_of(precision),
         policy=policy,
+        tensors=Tensors(),
     )
 
 

@@ -4,6 +4,7 @@ The graph that ONNX Runtime serves is emitted once more with a maximum at every 
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +24,23 @@ Batch = tuple[Ids, Ids, Ids]
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """``ranges``: site → largest magnitude over real tokens (padding does not count). ``outputs``: what the head gave for
+    each batch, in fp32."""
+
+    ranges: dict[str, float]
+    outputs: tuple[npt.NDArray[np.float32], ...]
+
+
 def audit(
     cfg: EncoderConfig,
     head: Head,
     weights: Mapping[str, Weight],
     batches: Iterable[Batch],
     policy: Policy = PLAIN,
-) -> dict[str, float]:
-    """Site → largest magnitude over real tokens (padding does not count). With a policy: as an engine would store it.
+) -> Audit:
+    """Run the batches and look at every site; with a policy, as an engine would store it.
 
     Raises EngineError when ONNX Runtime cannot run the graph (too little memory, say).
     """
@@ -38,8 +48,9 @@ def audit(
     folder = next(str(weight.folder) for weight in graph.weights.values() if weight.folder is not None)
     options = _frugal()
     options.add_session_config_entry(FOLDER, folder)
-    sites = [output.name or "" for output in graph.model.graph.outputs[1:]]
-    ranges = dict.fromkeys(sites, 0.0)
+    names = [output.name or "" for output in graph.model.graph.outputs]
+    ranges = dict.fromkeys(names[1:], 0.0)
+    outputs = []
     try:
         session = onnxruntime.InferenceSession(
             graph.serialize(),
@@ -50,12 +61,13 @@ def audit(
         for ids, mask, types in batches:
             feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
             feeds["prompt_length"] = np.zeros(len(ids), np.int64)
-            seen = session.run(sites, {name: feeds[name] for name in graph.inputs})
-            for site, value in zip(sites, seen, strict=True):
+            output, *seen = session.run(names, {name: feeds[name] for name in graph.inputs})
+            outputs.append(np.asarray(output, np.float32))
+            for site, value in zip(ranges, seen, strict=True):
                 ranges[site] = float(np.maximum(ranges[site], np.asarray(value)))
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise EngineError(f"range audit: ONNX Runtime failed ({error}).") from error
-    return ranges
+    return Audit(ranges=ranges, outputs=tuple(outputs))
 
 
 def _frugal() -> onnxruntime.SessionOptions:

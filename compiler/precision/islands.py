@@ -1,16 +1,18 @@
 """Islands by bisection: the few units that FP16 cannot hold even after folding become BF16 or FP32."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
-from bei.compiler.lowering.torch_ops import Storage, run_torch
+from bei.compiler.lowering.torch_ops import Storage, Tensors, run_torch
 from bei.compiler.precision.audit import Batch
 from bei.compiler.precision.policy import Policy, Wide, units
 from bei.compiler.weights import Weight
@@ -21,14 +23,16 @@ COSINE = 0.9999
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """Runs the encoder with FP16 storage under a policy and compares with fp32, on fixed texts."""
+    """Runs the encoder with FP16 storage under a policy and compares with fp32: ``reference`` is what `audit` gave for
+    ``batches``."""
 
     cfg: EncoderConfig
     head: Head
     weights: Mapping[str, Weight]
     batches: Sequence[Batch]
-    reference: tuple[Tensor, ...]
-    stream: torch.dtype
+    reference: Sequence[npt.NDArray[np.float32]]
+    stream: torch.dtype = torch.float32
+    tensors: Tensors = field(default_factory=Tensors)
 
     def cosine(self, policy: Policy) -> float:
         """The smallest cosine over all rows (tokens, for per-token heads); NaN counts as −1."""
@@ -37,40 +41,36 @@ class Trial:
         for batch, expected in zip(self.batches, self.reference, strict=True):
             ids, mask, types = (torch.from_numpy(array) for array in batch)
             out = run_torch(
-                self.cfg, self.head, self.weights, ids, mask, types=types, storage=storage, policy=policy
+                self.cfg,
+                self.head,
+                self.weights,
+                ids,
+                mask,
+                types=types,
+                storage=storage,
+                policy=policy,
+                tensors=self.tensors,
             )
-            worst = min(worst, _cosine(out, expected, mask))
+            worst = min(worst, _cosine(out, torch.from_numpy(expected), mask))
         return worst
-
-
-def trial(
-    cfg: EncoderConfig,
-    head: Head,
-    weights: Mapping[str, Weight],
-    batches: Sequence[Batch],
-    *,
-    stream: torch.dtype = torch.float32,
-) -> Trial:
-    """A `Trial` with its fp32 reference computed. Heads run in fp32, and a cosine of logits says little: for every task
-    but embed the pooled (or per-token) vector before the head's steps is compared."""
-    head = head if head.task == "embed" else replace(head, steps=())
-    tensors = [tuple(torch.from_numpy(array) for array in batch) for batch in batches]
-    reference = tuple(run_torch(cfg, head, weights, ids, mask, types=types) for ids, mask, types in tensors)
-    return Trial(cfg=cfg, head=head, weights=weights, batches=batches, reference=reference, stream=stream)
 
 
 def add_islands(trial: Trial, policy: Policy, *, threshold: float = COSINE) -> Policy:
     """``policy`` with the fewest islands that reach ``threshold``: none if it already does, BF16 if that is enough,
-    FP32 otherwise. If not even FP32 throughout does, every unit is FP32 (the caller's gate will say so)."""
+    FP32 otherwise. If not even FP32 throughout does, every unit is FP32 (the caller's gate will say so). It says what
+    cosine it reaches."""
     plain = trial.cosine(policy)
     if plain >= threshold:
-        return policy
+        return msgspec.structs.replace(policy, storage_cosine=plain)
     kinds: tuple[Wide, ...] = ("bf16", "fp32")
     for kind in kinds:
         chosen = smallest(units(trial.cfg), partial(_passes, trial, policy, kind, threshold))
         if chosen is not None:
-            return _with(policy, chosen, kind, f"plain FP16 reaches cosine {plain:.6f}, need {threshold}")
-    return _with(policy, units(trial.cfg), "fp32", f"no mixture reaches cosine {threshold}")
+            found = _with(policy, chosen, kind, f"plain FP16 reaches cosine {plain:.6f}, need {threshold}")
+            break
+    else:
+        found = _with(policy, units(trial.cfg), "fp32", f"no mixture reaches cosine {threshold}")
+    return msgspec.structs.replace(found, storage_cosine=trial.cosine(found))
 
 
 def smallest(items: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> list[str] | None:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -18,8 +19,8 @@ from tests.adapters.tiny import Loaded, batch, load, run_onnx, save
 from bei.adapters.head import Head
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.lowering.torch_ops import Storage, run_torch
-from bei.compiler.precision.audit import Batch, audit
-from bei.compiler.precision.islands import add_islands, smallest, trial
+from bei.compiler.precision.audit import Audit, Batch, audit
+from bei.compiler.precision.islands import Trial, add_islands, smallest
 from bei.compiler.precision.plan import BUDGET, plan_scales
 from bei.compiler.precision.policy import FP16_MAX, PLAIN, Policy, scalable, units
 from bei.compiler.weights import Weight
@@ -155,7 +156,7 @@ def test_planted_outliers_are_folded_away(
     if what not in KEPT_WIDE_BY_ORT:
         assert graph_cosine(PLAIN) < 0.99
     batches = [numbers(ids, mask)]
-    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches), fp16_stream=stream)
+    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches).ranges, fp16_stream=stream)
     assert policy.reasons
     assert torch_cosine(policy) >= 0.9999
     assert graph_cosine(policy) >= 0.9999
@@ -165,9 +166,9 @@ def test_after_folding_every_site_is_within_its_budget() -> None:
     model = replace(loaded("gemma3"), weights=times(loaded("gemma3").weights, large_stream(4e5)))
     ids, mask = inputs(model)
     batches = [numbers(ids, mask)]
-    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches), fp16_stream=True)
-    before = audit(model.cfg, MEAN, model.weights, batches)
-    after = audit(model.cfg, MEAN, model.weights, batches, policy)
+    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches).ranges, fp16_stream=True)
+    before = audit(model.cfg, MEAN, model.weights, batches).ranges
+    after = audit(model.cfg, MEAN, model.weights, batches, policy).ranges
     assert max(before.values()) > FP16_MAX
     assert max(after.values()) <= BUDGET
 
@@ -176,10 +177,14 @@ def test_ranges_do_not_depend_on_the_padding() -> None:
     model = loaded("bert")
     ids, mask = inputs(model)
     wider = torch.nn.functional.pad(ids, (0, 5), value=7), torch.nn.functional.pad(mask, (0, 5))
-    a = audit(model.cfg, MEAN, model.weights, [numbers(ids, mask)])
-    b = audit(model.cfg, MEAN, model.weights, [numbers(*wider)])
+    a = audit(model.cfg, MEAN, model.weights, [numbers(ids, mask)]).ranges
+    b = audit(model.cfg, MEAN, model.weights, [numbers(*wider)]).ranges
     assert a.keys() == b.keys()
     assert a == pytest.approx(b, rel=1e-5)
+
+
+def trial(model: Loaded, batches: list[Batch], found: Audit) -> Trial:
+    return Trial(cfg=model.cfg, head=MEAN, weights=model.weights, batches=batches, reference=found.outputs)
 
 
 def test_an_overflow_that_cannot_be_folded_becomes_the_smallest_island() -> None:
@@ -194,20 +199,25 @@ def test_an_overflow_that_cannot_be_folded_becomes_the_smallest_island() -> None
     model = replace(model, weights=times(model.weights, factor))
     ids, mask = inputs(model)
     batches = [numbers(ids, mask)]
-    case = trial(model.cfg, MEAN, model.weights, batches)
-    policy = plan_scales(model.cfg, audit(model.cfg, MEAN, model.weights, batches))
+    found = audit(model.cfg, MEAN, model.weights, batches)
+    case = trial(model, batches, found)
+    policy = plan_scales(model.cfg, found.ranges)
     assert case.cosine(policy) < 0.99
     with_islands = add_islands(case, policy)
     assert list(with_islands.islands) == ["layers.1.mlp"]
     assert "cosine" in with_islands.reasons["layers.1.mlp"]
+    assert case.cosine(with_islands) == with_islands.storage_cosine
     assert case.cosine(with_islands) >= 0.9999
 
 
 def test_no_island_where_none_is_needed() -> None:
     model = loaded("llama")
     ids, mask = inputs(model)
-    case = trial(model.cfg, MEAN, model.weights, [numbers(ids, mask)])
-    assert add_islands(case, PLAIN) == PLAIN
+    batches = [numbers(ids, mask)]
+    case = trial(model, batches, audit(model.cfg, MEAN, model.weights, batches))
+    policy = add_islands(case, PLAIN)
+    assert policy == msgspec.structs.replace(PLAIN, storage_cosine=policy.storage_cosine)
+    assert policy.storage_cosine is not None and policy.storage_cosine >= 0.9999
     assert units(model.cfg)[:2] == ["layers.0.attention", "layers.0.mlp"]
 
 
