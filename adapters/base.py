@@ -68,6 +68,18 @@ def thirds(size: int) -> tuple[tuple[int, int], ...]:
     return (0, size), (size, 2 * size), (2 * size, 3 * size)
 
 
+def halves(size: int) -> tuple[tuple[int, int], ...]:
+    """Row ranges of a fused gate/up weight; which comes first differs by family."""
+    return (0, size), (size, 2 * size)
+
+
+def head_rows(*names: tuple[str, str]) -> tuple[tuple[str, View], ...]:
+    """Rows of a head's linears, with their biases: (name in the head, name in the checkpoint)."""
+    return tuple(
+        (f"head.{ours}.{p}", view(f"{theirs}.{p}")) for p in ("weight", "bias") for ours, theirs in names
+    )
+
+
 class HfConfig(Mapping[str, Any]):
     """A checkpoint's config.json, read-only, that names itself in errors."""
 

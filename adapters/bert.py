@@ -1,12 +1,17 @@
-"""BERT: post-norm, learned positions, separate q/k/v, every linear with a bias."""
+"""BERT: post-norm, learned positions, separate q/k/v, every linear with a bias.
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, expect, view
+GTE, Jina v3, MPNet and NomicBERT share its design up to positions and MLP: they start from `backbone`.
+"""
+
+from dataclasses import replace
+
+from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, expect, head_rows, view
 from bei.adapters.config import EncoderConfig, Layer
 from bei.adapters.head import Dense
 
 
-def config(hf: HfConfig) -> EncoderConfig:
-    expect(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+def backbone(hf: HfConfig) -> EncoderConfig:
+    """The common reading of post-norm encoders, before what says how they tell positions."""
     dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
     return EncoderConfig(
         vocab=hf.size("vocab_size"),
@@ -22,10 +27,14 @@ def config(hf: HfConfig) -> EncoderConfig:
         norm_eps=hf.number("layer_norm_eps"),
         placement="post",
         attn_scale=(dim // heads) ** -0.5,
-        positions=hf.size("max_position_embeddings"),
-        types=hf.size("type_vocab_size"),
         embed_norm=True,
     )
+
+
+def config(hf: HfConfig) -> EncoderConfig:
+    expect(hf, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    positions, types = hf.size("max_position_embeddings"), hf.size("type_vocab_size")
+    return replace(backbone(hf), positions=positions, types=types)
 
 
 def weights(cfg: EncoderConfig) -> Rows:
@@ -54,11 +63,7 @@ def labels(hf: HfConfig) -> int:
 
 def sequence_head(hf: HfConfig) -> TaskHead:
     """classifier(tanh(pooler.dense(first token)))"""
-    rows = tuple(
-        (f"head.{ours}.{p}", view(f"{theirs}.{p}"))
-        for p in ("weight", "bias")
-        for ours, theirs in (("pooler", "pooler.dense"), ("classifier", "classifier"))
-    )
+    rows = head_rows(("pooler", "pooler.dense"), ("classifier", "classifier"))
     steps = (
         Dense(name="head.pooler", out=hf.size("hidden_size"), act="tanh"),
         Dense(name="head.classifier", out=labels(hf)),
@@ -68,8 +73,8 @@ def sequence_head(hf: HfConfig) -> TaskHead:
 
 def token_head(hf: HfConfig) -> TaskHead:
     """classifier(token), no pooler"""
-    rows = tuple((f"head.classifier.{p}", view(f"classifier.{p}")) for p in ("weight", "bias"))
-    return TaskHead(pooling=(), steps=(Dense(name="head.classifier", out=labels(hf)),), weights=rows)
+    steps = (Dense(name="head.classifier", out=labels(hf)),)
+    return TaskHead(pooling=(), steps=steps, weights=head_rows(("classifier", "classifier")))
 
 
 BERT = Adapter(

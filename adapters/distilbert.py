@@ -3,7 +3,7 @@
 Positions are read from the checkpoint whether they were learned or made (`sinusoidal_pos_embds`): both are stored.
 """
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, view
+from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, head_rows, view
 from bei.adapters.bert import labels, token_head
 from bei.adapters.config import EncoderConfig, Layer
 from bei.adapters.head import Dense
@@ -47,8 +47,7 @@ def weights(cfg: EncoderConfig) -> Rows:
 
 def sequence_head(hf: HfConfig) -> TaskHead:
     """classifier(relu(pre_classifier(first token)))"""
-    names = ("pre_classifier", "classifier")
-    rows = tuple((f"head.{name}.{p}", view(f"{name}.{p}")) for p in ("weight", "bias") for name in names)
+    rows = head_rows(("pre_classifier", "pre_classifier"), ("classifier", "classifier"))
     steps = (
         Dense(name="head.pre_classifier", out=hf.size("dim"), act="relu"),
         Dense(name="head.classifier", out=labels(hf)),

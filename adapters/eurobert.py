@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bei.adapters.base import HfConfig, TaskHead, expect, view
+from bei.adapters.base import HfConfig, TaskHead, expect, head_rows
 from bei.adapters.bert import labels, token_head
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Dense, Pooling
@@ -22,11 +22,7 @@ def config(hf: HfConfig) -> EncoderConfig:
 
 def sequence_head(hf: HfConfig) -> TaskHead:
     """classifier(gelu(dense(pooled))); the default pooling, "late", pools the logits instead and is refused"""
-    rows = tuple(
-        (f"head.{name}.{p}", view(f"{name}.{p}"))
-        for p in ("weight", "bias")
-        for name in ("dense", "classifier")
-    )
+    rows = head_rows(("dense", "dense"), ("classifier", "classifier"))
     steps = (
         Dense(name="head.dense", out=hf.size("hidden_size"), act="gelu"),
         Dense(name="head.classifier", out=labels(hf)),

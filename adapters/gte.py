@@ -5,10 +5,11 @@ length at once): inv_freq_i = (theta·s)^(−2i/d) / s^(2/d), which is linear sc
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, expect, thirds, view
-from bei.adapters.bert import sequence_head, token_head
+from bei.adapters.base import Adapter, HfConfig, Rows, expect, halves, thirds, view
+from bei.adapters.bert import backbone, sequence_head, token_head
 from bei.adapters.config import EncoderConfig, Layer, Rope
 from bei.adapters.rope import flat_parameters, read_rope
 
@@ -19,24 +20,10 @@ THETA = {"new": 10_000.0, "gte": 160_000.0}
 def config(hf: HfConfig) -> EncoderConfig:
     expect(hf, position_embedding_type="rope", layer_norm_type="layer_norm", pack_qkv=True)
     expect(hf, logn_attention_scale=False, logn_attention_clip1=False)
-    dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
-    return EncoderConfig(
-        vocab=hf.size("vocab_size"),
-        dim=dim,
-        layers=(Layer(rope=_rope(hf, dim // heads)),) * hf.size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        ffn=hf.size("intermediate_size"),
-        act=hf.choice("hidden_act", ACTIVATIONS),
-        gated=True,
-        norm="layer",
-        norm_eps=hf.number("layer_norm_eps"),
-        placement="post",
-        attn_scale=(dim // heads) ** -0.5,
-        types=hf.size("type_vocab_size") if hf["type_vocab_size"] else 0,
-        embed_norm=True,
-    )
+    cfg = backbone(hf)
+    layers = (Layer(rope=_rope(hf, cfg.head_dim)),) * len(cfg.layers)
+    types = hf.size("type_vocab_size") if hf["type_vocab_size"] else 0
+    return replace(cfg, layers=layers, gated=True, types=types)
 
 
 def _rope(hf: HfConfig, dim: int) -> Rope:
@@ -58,9 +45,8 @@ def weights(cfg: EncoderConfig) -> Rows:
     if cfg.types:
         yield "embed.types.weight", view("embeddings.token_type_embeddings.weight")
     for i in range(len(cfg.layers)):
-        hf = f"encoder.layer.{i}.mlp"
-        yield f"layers.{i}.up.weight", view(f"{hf}.up_gate_proj.weight", rows=(0, cfg.ffn))
-        yield f"layers.{i}.gate.weight", view(f"{hf}.up_gate_proj.weight", rows=(cfg.ffn, 2 * cfg.ffn))
+        for x, rows in zip(("up", "gate"), halves(cfg.ffn), strict=True):
+            yield f"layers.{i}.{x}.weight", view(f"encoder.layer.{i}.mlp.up_gate_proj.weight", rows=rows)
     for p in ("weight", "bias"):
         yield f"embed.norm.{p}", view(f"embeddings.LayerNorm.{p}")
         for i in range(len(cfg.layers)):

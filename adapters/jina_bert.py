@@ -8,7 +8,7 @@ whatever `hidden_act` says.
 
 from dataclasses import replace
 
-from bei.adapters.base import Adapter, HfConfig, Rows, expect, view
+from bei.adapters.base import Adapter, HfConfig, Rows, expect, halves, view
 from bei.adapters.bert import BERT
 from bei.adapters.bert import config as bert_config
 from bei.adapters.config import Act, EncoderConfig
@@ -51,8 +51,8 @@ def weights(cfg: EncoderConfig) -> Rows:
     yield from attention_weights(cfg)
     for i in range(len(cfg.layers)):
         ours, hf = f"layers.{i}", f"encoder.layer.{i}"
-        yield f"{ours}.gate.weight", view(f"{hf}.mlp.gated_layers.weight", rows=(0, cfg.ffn))
-        yield f"{ours}.up.weight", view(f"{hf}.mlp.gated_layers.weight", rows=(cfg.ffn, 2 * cfg.ffn))
+        for x, rows in zip(("gate", "up"), halves(cfg.ffn), strict=True):
+            yield f"{ours}.{x}.weight", view(f"{hf}.mlp.gated_layers.weight", rows=rows)
         for p in ("weight", "bias"):
             yield f"{ours}.attn_norm.{p}", view(f"{hf}.attention.output.LayerNorm.{p}")
             yield f"{ours}.down.{p}", view(f"{hf}.mlp.wo.{p}")

@@ -3,7 +3,7 @@ around attention, and the gated MLP with its halves the other way round."""
 
 from dataclasses import replace
 
-from bei.adapters.base import Adapter, HfConfig, Rows, view
+from bei.adapters.base import Adapter, HfConfig, Rows, halves, view
 from bei.adapters.config import EncoderConfig
 from bei.adapters.jina_bert import JINA_BERT, attention_weights, implemented_by
 from bei.adapters.jina_bert import config as jina_config
@@ -20,8 +20,8 @@ def weights(cfg: EncoderConfig) -> Rows:
     yield from attention_weights(cfg)
     for i in range(len(cfg.layers)):
         ours, hf = f"layers.{i}", f"encoder.layer.{i}"
-        yield f"{ours}.up.weight", view(f"{hf}.mlp.up_gated_layer.weight", rows=(0, cfg.ffn))
-        yield f"{ours}.gate.weight", view(f"{hf}.mlp.up_gated_layer.weight", rows=(cfg.ffn, 2 * cfg.ffn))
+        for x, rows in zip(("up", "gate"), halves(cfg.ffn), strict=True):
+            yield f"{ours}.{x}.weight", view(f"{hf}.mlp.up_gated_layer.weight", rows=rows)
         for p in ("weight", "bias"):
             for x in "qk":
                 yield f"{ours}.{x}_norm.{p}", view(f"{hf}.attention.self.layer_norm_{x}.{p}")

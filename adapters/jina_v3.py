@@ -1,33 +1,19 @@
 """jina-embeddings-v3 in transformers' own layout (jina-embeddings-v3-hf): XLM-RoBERTa's post-norm layers with rotary
 positions. Task adapters (LoRA) lie in files of their own; merge the one wanted into the weights first."""
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, thirds, view
-from bei.adapters.bert import token_head
+from dataclasses import replace
+
+from bei.adapters.base import Adapter, HfConfig, Rows, thirds, view
+from bei.adapters.bert import backbone, token_head
 from bei.adapters.config import EncoderConfig, Layer
 from bei.adapters.roberta import sequence_head
 from bei.adapters.rope import read_rope
 
 
 def config(hf: HfConfig) -> EncoderConfig:
-    dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
-    rope = read_rope(hf, dim // heads, default_theta=20_000.0)
-    return EncoderConfig(
-        vocab=hf.size("vocab_size"),
-        dim=dim,
-        layers=(Layer(rope=rope),) * hf.size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        ffn=hf.size("intermediate_size"),
-        act=hf.choice("hidden_act", ACTIVATIONS),
-        gated=False,
-        norm="layer",
-        norm_eps=hf.number("layer_norm_eps"),
-        placement="post",
-        attn_scale=(dim // heads) ** -0.5,
-        types=hf.size("type_vocab_size"),
-        embed_norm=True,
-    )
+    cfg = backbone(hf)
+    rope = read_rope(hf, cfg.head_dim, default_theta=20_000.0)
+    return replace(cfg, layers=(Layer(rope=rope),) * len(cfg.layers), types=hf.size("type_vocab_size"))
 
 
 def weights(cfg: EncoderConfig) -> Rows:

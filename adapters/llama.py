@@ -5,7 +5,7 @@ The design that Qwen, Mistral, EuroBERT and NVIDIA's bidirectional Llama share: 
 
 from collections.abc import Sequence
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, expect, view
+from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, expect, head_rows, view
 from bei.adapters.bert import labels
 from bei.adapters.config import EncoderConfig, Layer
 from bei.adapters.head import Dense
@@ -82,8 +82,8 @@ def sequence_head(hf: HfConfig) -> TaskHead:
 
 def token_head(hf: HfConfig) -> TaskHead:
     """score(token), with a bias"""
-    rows = tuple((f"head.score.{p}", view(f"score.{p}")) for p in ("weight", "bias"))
-    return TaskHead(pooling=(), steps=(Dense(name="head.score", out=labels(hf)),), weights=rows)
+    steps = (Dense(name="head.score", out=labels(hf)),)
+    return TaskHead(pooling=(), steps=steps, weights=head_rows(("score", "score")))
 
 
 LLAMA = Adapter(

@@ -4,19 +4,28 @@ The embedding norm already normalises the first layer's input, so that layer has
 `local_attention` counts both sides: a local layer sees |i − j| <= local_attention // 2.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, Source, TaskHead, expect, thirds, view
+from bei.adapters.base import (
+    ACTIVATIONS,
+    Adapter,
+    HfConfig,
+    Rows,
+    Source,
+    TaskHead,
+    expect,
+    halves,
+    head_rows,
+    thirds,
+    view,
+)
 from bei.adapters.bert import labels
 from bei.adapters.config import EncoderConfig, Layer
 from bei.adapters.head import Dense, LayerNorm, Pooling, Step
 from bei.adapters.rope import layer_parameters, read_rope
-from bei.errors import UnsupportedConfig
+from bei.adapters.visibility import FULL, SLIDING, layer_types
 
-THETAS = {
-    "full_attention": ("global_rope_theta", 160_000.0),
-    "sliding_attention": ("local_rope_theta", 10_000.0),
-}
+THETAS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean"}
 
 
@@ -43,8 +52,9 @@ def config(hf: HfConfig) -> EncoderConfig:
 
 
 def _layers(hf: HfConfig, head_dim: int) -> Iterable[Layer]:
-    window = hf.size("local_attention") // 2
-    for i, kind in enumerate(_layer_types(hf)):
+    count, every = hf.size("num_hidden_layers"), hf.size("global_attn_every_n_layers", 3)
+    window, derived = hf.size("local_attention") // 2, [SLIDING if i % every else FULL for i in range(count)]
+    for i, kind in enumerate(layer_types(hf, derived)):
         key, theta = THETAS[kind]
         rope = read_rope(
             hf,
@@ -52,19 +62,7 @@ def _layers(hf: HfConfig, head_dim: int) -> Iterable[Layer]:
             default_theta=hf.number(key) if key in hf else theta,
             parameters=layer_parameters(hf, kind),
         )
-        yield Layer(window=window if kind == "sliding_attention" else None, rope=rope, attn_norm=i > 0)
-
-
-def _layer_types(hf: HfConfig) -> Sequence[str]:
-    count, every = hf.size("num_hidden_layers"), hf.size("global_attn_every_n_layers", 3)
-    kinds = hf.get(
-        "layer_types", ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-    )
-    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in [*THETAS] for kind in kinds):
-        raise UnsupportedConfig(
-            f"{hf.name}: layer_types={kinds!r}, but the adapter needs {count} of {', '.join(THETAS)}"
-        )
-    return kinds
+        yield Layer(window=window if kind == SLIDING else None, rope=rope, attn_norm=i > 0)
 
 
 def weights(cfg: EncoderConfig) -> Rows:
@@ -79,8 +77,8 @@ def weights(cfg: EncoderConfig) -> Rows:
             yield f"{n}.{x}.weight", view(f"{n}.attn.Wqkv.weight", rows=rows)
         yield f"{n}.o.weight", view(f"{n}.attn.Wo.weight")
         yield f"{n}.ffn_norm.weight", view(f"{n}.mlp_norm.weight")
-        yield f"{n}.gate.weight", view(f"{n}.mlp.Wi.weight", rows=(0, cfg.ffn))
-        yield f"{n}.up.weight", view(f"{n}.mlp.Wi.weight", rows=(cfg.ffn, 2 * cfg.ffn))
+        for x, rows in zip(("gate", "up"), halves(cfg.ffn), strict=True):
+            yield f"{n}.{x}.weight", view(f"{n}.mlp.Wi.weight", rows=rows)
         yield f"{n}.down.weight", view(f"{n}.mlp.Wo.weight")
 
 
@@ -99,10 +97,8 @@ def token_head(hf: HfConfig) -> TaskHead:
 def _head(hf: HfConfig) -> tuple[tuple[Step, ...], tuple[tuple[str, Source], ...]]:
     """`classifier_bias` is about the inner linear; the last one always has a bias."""
     names = ["head.dense.weight", "head.norm.weight"]
-    if hf.get("classifier_bias", False):
-        names.append("head.dense.bias")
-    rows = [(name, view(name)) for name in names]
-    rows += [(f"head.classifier.{p}", view(f"classifier.{p}")) for p in ("weight", "bias")]
+    names += ["head.dense.bias"] if hf.get("classifier_bias", False) else []
+    rows = (*((name, view(name)) for name in names), *head_rows(("classifier", "classifier")))
     steps = (
         Dense(
             name="head.dense",
@@ -112,7 +108,7 @@ def _head(hf: HfConfig) -> tuple[tuple[Step, ...], tuple[tuple[str, Source], ...
         LayerNorm(name="head.norm", eps=hf.number("norm_eps")),
         Dense(name="head.classifier", out=labels(hf)),
     )
-    return steps, tuple(rows)
+    return steps, rows
 
 
 MODERNBERT = Adapter(

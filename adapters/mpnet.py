@@ -4,32 +4,20 @@ Positions are counted from padding id 1 whatever config.json says, and the bucke
 transformers' class hard-codes all three. There are no token types.
 """
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, expect, view
-from bei.adapters.bert import token_head
-from bei.adapters.config import EncoderConfig, Layer, RelativeBuckets
+from dataclasses import replace
+
+from bei.adapters.base import Adapter, HfConfig, Rows, expect, view
+from bei.adapters.bert import backbone, token_head
+from bei.adapters.config import EncoderConfig, RelativeBuckets
 from bei.adapters.roberta import sequence_head
 
 
 def config(hf: HfConfig) -> EncoderConfig:
     expect(hf, relative_attention_num_buckets=32)
-    dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
-    return EncoderConfig(
-        vocab=hf.size("vocab_size"),
-        dim=dim,
-        layers=(Layer(),) * hf.size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        ffn=hf.size("intermediate_size"),
-        act=hf.choice("hidden_act", ACTIVATIONS),
-        gated=False,
-        norm="layer",
-        norm_eps=hf.number("layer_norm_eps"),
-        placement="post",
-        attn_scale=(dim // heads) ** -0.5,
+    return replace(
+        backbone(hf),
         positions=hf.size("max_position_embeddings"),
         position_pad=1,
-        embed_norm=True,
         bias=RelativeBuckets(buckets=32, max_distance=128),
     )
 

@@ -9,10 +9,11 @@ depends on its neighbours and on what was embedded earlier. They agree for a tex
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, expect, thirds, view
-from bei.adapters.bert import sequence_head, token_head
+from bei.adapters.base import Adapter, HfConfig, Rows, expect, thirds, view
+from bei.adapters.bert import backbone, sequence_head, token_head
 from bei.adapters.config import EncoderConfig, Layer, Moe
 from bei.adapters.rope import flat_parameters, read_rope
 from bei.errors import UnsupportedConfig
@@ -30,25 +31,14 @@ def config(hf: HfConfig) -> EncoderConfig:
     expect(hf, prenorm=False, parallel_block=False, causal=False, use_rms_norm=False, num_heads_kv=None)
     expect(hf, rotary_emb_fraction=1.0, rotary_emb_interleaved=False, rotary_emb_scale_base=None)
     expect(hf, qkv_proj_bias=not gated, mlp_fc1_bias=not gated, mlp_fc2_bias=not gated)
-    dim, heads = hf.size("hidden_size"), hf.size("num_attention_heads")
-    expect(hf, head_dim=dim // heads)
-    multiple = hf.size("pad_vocab_size_multiple", 1)
-    return EncoderConfig(
-        vocab=-(-hf.size("vocab_size") // multiple) * multiple,
-        dim=dim,
-        layers=_layers(hf, dim // heads),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=dim // heads,
-        ffn=hf.size("intermediate_size"),
-        act=hf.choice("hidden_act", ACTIVATIONS),
+    cfg, multiple = backbone(hf), hf.size("pad_vocab_size_multiple", 1)
+    expect(hf, head_dim=cfg.head_dim)
+    return replace(
+        cfg,
+        vocab=-(-cfg.vocab // multiple) * multiple,
+        layers=_layers(hf, cfg),
         gated=gated,
-        norm="layer",
-        norm_eps=hf.number("layer_norm_eps"),
-        placement="post",
-        attn_scale=(dim // heads) ** -0.5,
         types=hf.size("type_vocab_size") if hf["type_vocab_size"] else 0,
-        embed_norm=True,
     )
 
 
@@ -86,10 +76,9 @@ def _rope_parameters(hf: HfConfig) -> Mapping[str, Any]:
     return {**(flat_parameters(hf) or {"rope_type": "default"}), "rope_theta": theta}
 
 
-def _layers(hf: HfConfig, head_dim: int) -> tuple[Layer, ...]:
+def _layers(hf: HfConfig, cfg: EncoderConfig) -> tuple[Layer, ...]:
     """With experts, layers 1, 1 + n, 1 + 2n … are mixtures (n = `moe_every_n_layers`), the others plain."""
-    plain = Layer(rope=read_rope(hf, head_dim, default_theta=1000.0))
-    count = hf.size("num_hidden_layers")
+    plain, count = Layer(rope=read_rope(hf, cfg.head_dim, default_theta=1000.0)), len(cfg.layers)
     if not hf.get("num_experts") or hf.size("num_experts") == 1:
         return (plain,) * count
     expect(hf, activation_function="gelu", moe_normalize_expert_weights=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bei.adapters.base import Adapter, HfConfig, TaskHead, view
+from bei.adapters.base import Adapter, HfConfig, TaskHead, head_rows
 from bei.adapters.bert import BERT, labels
 from bei.adapters.bert import config as bert_config
 from bei.adapters.config import EncoderConfig
@@ -21,11 +21,7 @@ def config(hf: HfConfig) -> EncoderConfig:
 
 def sequence_head(hf: HfConfig) -> TaskHead:
     """classifier.out_proj(tanh(classifier.dense(first token))); there is no pooler"""
-    rows = tuple(
-        (f"head.{ours}.{p}", view(f"classifier.{ours}.{p}"))
-        for p in ("weight", "bias")
-        for ours in ("dense", "out_proj")
-    )
+    rows = head_rows(("dense", "classifier.dense"), ("out_proj", "classifier.out_proj"))
     steps = (
         Dense(name="head.dense", out=hf.size("hidden_size"), act="tanh"),
         Dense(name="head.out_proj", out=labels(hf)),
