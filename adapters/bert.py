@@ -5,9 +5,11 @@ GTE, Jina v3, MPNet and NomicBERT share its design up to positions and MLP: they
 
 from dataclasses import replace
 
-from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, expect, head_rows, view
+from bei.adapters.base import ACTIVATIONS, Adapter, HfConfig, Rows, TaskHead, View, expect, head_rows, view
 from bei.adapters.config import EncoderConfig, Layer
 from bei.adapters.head import Dense
+
+OLD_NAMES = {"weight": "gamma", "bias": "beta"}
 
 
 def backbone(hf: HfConfig) -> EncoderConfig:
@@ -42,17 +44,22 @@ def weights(cfg: EncoderConfig) -> Rows:
     yield "embed.positions.weight", view("embeddings.position_embeddings.weight")
     yield "embed.types.weight", view("embeddings.token_type_embeddings.weight")
     for p in ("weight", "bias"):
-        yield f"embed.norm.{p}", view(f"embeddings.LayerNorm.{p}")
+        yield f"embed.norm.{p}", norm("embeddings.LayerNorm", p)
         for i in range(len(cfg.layers)):
             ours, hf = f"layers.{i}", f"encoder.layer.{i}"
             yield f"{ours}.q.{p}", view(f"{hf}.attention.self.query.{p}")
             yield f"{ours}.k.{p}", view(f"{hf}.attention.self.key.{p}")
             yield f"{ours}.v.{p}", view(f"{hf}.attention.self.value.{p}")
             yield f"{ours}.o.{p}", view(f"{hf}.attention.output.dense.{p}")
-            yield f"{ours}.attn_norm.{p}", view(f"{hf}.attention.output.LayerNorm.{p}")
+            yield f"{ours}.attn_norm.{p}", norm(f"{hf}.attention.output.LayerNorm", p)
             yield f"{ours}.up.{p}", view(f"{hf}.intermediate.dense.{p}")
             yield f"{ours}.down.{p}", view(f"{hf}.output.dense.{p}")
-            yield f"{ours}.ffn_norm.{p}", view(f"{hf}.output.LayerNorm.{p}")
+            yield f"{ours}.ffn_norm.{p}", norm(f"{hf}.output.LayerNorm", p)
+
+
+def norm(name: str, p: str) -> View:
+    """A norm's weight or bias, which the oldest files (bert-base-uncased) call gamma and beta."""
+    return view(f"{name}.{p}", otherwise=view(f"{name}.{OLD_NAMES[p]}"))
 
 
 def labels(hf: HfConfig) -> int:

@@ -196,6 +196,7 @@ ENCODER_CASES = (
     Case(adapter=NOMIC_BERT, name="nomic-bert-ntk", model=lambda: Nomic(V1), lengths=(1, 5, 6, 7, 64)),
     Case(adapter=NOMIC_BERT, name="nomic-bert-moe", model=lambda: Nomic(V2_MOE)),
     Case(adapter=JINA_BERT, name="jina-bert", model=lambda: Jina(code=False)),
+    Case(adapter=JINA_BERT, name="jina-bert-reglu", model=lambda: Jina(code=False, reglu=True)),
     Case(adapter=JINA_BERT_CODE, name="jina-bert-code", model=lambda: Jina(code=True)),
     Case(adapter=GTE, name="gte", model=lambda: gte(rope_parameters=NTK_AS_LINEAR)),
     Case(adapter=GTE, name="gte-snowflake", model=gte, edit=gte_snowflake),

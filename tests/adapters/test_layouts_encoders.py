@@ -19,10 +19,12 @@ from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import resolve
 from bei.errors import BeiError, UnknownArchitecture, UnsupportedConfig, WeightMismatch
 from tests.adapters.cases_encoders import DISTIL, ENCODER_CASES, MODERN, POST, Config, nomic, nomic_both
+from tests.adapters.heads import assert_output
 from tests.adapters.references.gte import CONFIG as NEW
+from tests.adapters.references.gte import Gte
 from tests.adapters.references.jina import config as jina
 from tests.adapters.references.nomic import V1, V2_MOE
-from tests.adapters.tiny import HIDDEN_STATES, batch, load, save, stored_tensors
+from tests.adapters.tiny import HIDDEN_STATES, assert_near, batch, enliven, load, save, stored_tensors
 
 BY_NAME = {case.name: case for case in ENCODER_CASES}
 
@@ -65,6 +67,39 @@ def test_nomic_in_its_in_memory_names(tmp_path: Path) -> None:
     memory = load(tmp_path)
     ours = run_torch(memory.cfg, HIDDEN_STATES, memory.weights, ids, mask)
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_bert_in_the_names_of_its_first_release(tmp_path: Path) -> None:
+    """LayerNorm.gamma and .beta, `bert.` before every name, heads of pretraining beside them."""
+    model: Any = save(BY_NAME["bert"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    old = {
+        "bert."
+        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for name, t in load_file(path).items()
+    }
+    save_file(old | {"cls.predictions.transform.LayerNorm.gamma": torch.ones(32)}, path)
+    loaded = load(tmp_path)
+    ids, mask = batch((1, 7, 12), loaded.cfg.vocab)
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    ours = run_torch(loaded.cfg, HIDDEN_STATES, loaded.weights, ids, mask)
+    assert_near(ours[mask.bool()].numpy(), expected[mask.bool()])
+
+
+def test_a_gte_embedder_may_list_a_classifier_too(tmp_path: Path) -> None:
+    """gte-multilingual-base: `new.` before every name, and a classifier that nobody reads."""
+    model = Gte()
+    model.facts |= {"architectures": ["NewModel", "NewForTokenClassification"]}
+    enliven(model)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    stored = {f"new.{name}": tensor for name, tensor in load_file(path).items()}
+    save_file(stored | {"classifier.weight": torch.ones(2, 32), "classifier.bias": torch.ones(2)}, path)
+    ids, mask = batch((1, 7, 12), 97)
+    states = model(ids, mask).last_hidden_state
+    expected = torch.stack([row[: int(n)].mean(0) for row, n in zip(states, mask.sum(1), strict=True)])
+    assert assert_output(tmp_path, expected, ids, mask).task == "embed"
 
 
 @pytest.mark.parametrize("stored", [["new"], ["old"], ["new", "old"], []], ids=str)
@@ -298,6 +333,12 @@ def test_native_dynamic_beside_silent_old_keys() -> None:
     rope = NOMIC_BERT.config(HfConfig(facts)).layers[0].rope
     assert rope is not None and rope.scaling is not None
     assert rope.scaling.factor == 2.0 and rope.scaling.trained_positions == 2048  # type: ignore[union-attr]
+
+
+def test_mpnets_padding_id_is_not_read() -> None:
+    """transformers' class counts positions from 1 whatever config.json says."""
+    facts = stored_config("mpnet")() | {"pad_token_id": 0}
+    assert adapter_for(HfConfig(facts)).config(HfConfig(facts)).position_pad == 1
 
 
 def test_distilbert_has_no_eps_to_read() -> None:

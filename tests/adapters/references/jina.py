@@ -55,10 +55,12 @@ def slopes(heads: int) -> list[float]:
 
 
 class Jina(Reference):
-    """The base variant; ``code`` switches to qk-post-norm."""
+    """The base variant; ``code`` switches to qk-post-norm, ``reglu`` to another gate."""
 
-    def __init__(self, *, code: bool) -> None:
+    def __init__(self, *, code: bool, reglu: bool = False) -> None:
         facts = config("jina-bert-v2-qk-post-norm" if code else "jina-bert-implementation")
+        facts |= {"feed_forward_type": "reglu"} if reglu else {}
+        self.act = torch.relu if reglu else gelu
         self.code = code
         d, f, v = facts["hidden_size"], facts["intermediate_size"], facts["vocab_size"]
         shapes: dict[str, tuple[int, ...]] = {
@@ -119,12 +121,12 @@ class Jina(Reference):
     def base_mlp(self, a: Tensor, n: str) -> Tensor:
         f = self.config.intermediate_size
         both = self.linear(a, f"{n}.mlp.gated_layers")
-        m = self.linear(gelu(both[:, :f]) * both[:, f:], f"{n}.mlp.wo")
+        m = self.linear(self.act(both[:, :f]) * both[:, f:], f"{n}.mlp.wo")
         return self.layer_norm(m + a, f"{n}.mlp.layernorm", self.config.layer_norm_eps)
 
     def code_mlp(self, x: Tensor, a: Tensor, n: str) -> Tensor:
         f, eps = self.config.intermediate_size, self.config.layer_norm_eps
         b = self.layer_norm(x + a, f"{n}.layer_norm_1", eps)
         both = self.linear(b, f"{n}.mlp.up_gated_layer")
-        m = self.linear(both[:, :f] * gelu(both[:, f:]), f"{n}.mlp.down_layer")
+        m = self.linear(both[:, :f] * self.act(both[:, f:]), f"{n}.mlp.down_layer")
         return self.layer_norm(b + m, f"{n}.layer_norm_2", eps)

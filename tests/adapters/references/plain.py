@@ -1,7 +1,8 @@
 """The simplest possible torch, one text at a time, for architectures that transformers cannot run.
 
 Written from the published formulas and sharing nothing with the project's code: what is compared with these must not
-be able to repeat a mistake of theirs. L length, D width, N heads, H features a head.
+be able to repeat a mistake of theirs. `compiler/parity/references` has faster ones, on which users' parity checks rely:
+written apart from these, and tested against them (tests/compiler/parity/test_native.py). L length, D width, N heads, H features a head.
 """
 
 import json

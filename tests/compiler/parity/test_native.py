@@ -26,12 +26,13 @@ PLAIN_V1 = V1 | {"rotary_scaling_factor": None}
     [
         lambda: Jina(code=False),
         lambda: Jina(code=True),
+        lambda: Jina(code=False, reglu=True),
         lambda: Nomic(V1),
         lambda: Nomic(PLAIN_V1),
         lambda: Nomic(V2_MOE),
         Gte,
     ],
-    ids=["jina", "jina-code", "nomic-ntk", "nomic", "nomic-moe", "gte-ntk"],
+    ids=["jina", "jina-code", "jina-reglu", "nomic-ntk", "nomic", "nomic-moe", "gte-ntk"],
 )
 def test_the_same_function_as_the_slow_reference(make: Callable[[], Reference], tmp_path: Path) -> None:
     slow = make()
