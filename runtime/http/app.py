@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from bei.runtime.http import openapi
 from bei.runtime.http.body import read_body
-from bei.runtime.http.encoding import respond
+from bei.runtime.http.encoding import JSON, respond
 from bei.runtime.http.errors import FAILURES, Failure
 from bei.runtime.http.operation import Call, Operation
 from bei.runtime.http.operations import OPERATIONS, family_of
@@ -44,7 +45,8 @@ def create_app(
         yield
         await served.close(settings.drain_seconds)
 
-    made: list[BaseRoute] = [*routes, page_route(), *contract_routes(served, settings)]
+    documents = [Route(path, openapi_document) for path in openapi.PATHS]
+    made: list[BaseRoute] = [*routes, *documents, page_route(), *contract_routes(served, settings)]
     return Starlette(
         routes=[*made, Mount("/sync", routes=made)],
         middleware=middleware,
@@ -76,6 +78,10 @@ def endpoint(operation: Operation, served: Served, settings: Settings) -> Endpoi
         return await respond(made, request.headers, headers)
 
     return answer
+
+
+async def openapi_document(request: Request) -> Response:
+    return Response(openapi.document(), media_type=JSON)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

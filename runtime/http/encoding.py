@@ -33,20 +33,20 @@ ZSTD_LEVEL = 1
 async def respond(answer: Answer, asked: Headers, headers: Mapping[str, str]) -> Response:
     """The answer in the form that the request's headers ask for."""
     if answer.content is None:
-        return Response(status_code=answer.status, headers={**headers, **answer.headers})
+        return Response(headers=headers)
     media = media_type(asked.get("accept", ""), raw=answer.rows is not None)
     zstd = quality(asked.get("accept-encoding", "")).get("zstd", 0) > 0
     small = answer.numbers <= SMALL_ANSWER
     content, packed = (
         write(answer, media, zstd) if small else await asyncio.to_thread(write, answer, media, zstd)
     )
-    headers = {**headers, **answer.headers, "vary": "accept, accept-encoding"}
+    headers = {**headers, "vary": "accept, accept-encoding"}
     if packed:
         headers["content-encoding"] = "zstd"
     if media == RAW and answer.rows is not None:
         headers["x-shape"] = ",".join(map(str, answer.rows.shape))
         headers["x-dtype"] = answer.rows_dtype
-    return Response(content, answer.status, headers, media)
+    return Response(content, headers=headers, media_type=media)
 
 
 def media_type(accept: str, *, raw: bool) -> str:

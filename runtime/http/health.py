@@ -3,7 +3,7 @@
 import msgspec
 
 from bei.errors import ShuttingDown
-from bei.runtime.http.errors import tei_error
+from bei.runtime.http.errors import NOT_FOUND, UNHEALTHY, tei_error
 from bei.runtime.http.operation import Answer, Call, Operation
 
 TAG = "health"
@@ -70,6 +70,7 @@ OPERATIONS = (
         summary="200 when every model is ready, else 503.",
         handle=health,
         tag=TAG,
+        may_fail=(UNHEALTHY,),
         family=tei_error,
     ),
     Operation(
@@ -86,6 +87,7 @@ OPERATIONS = (
         summary="200 when every model is ready, else 503.",
         handle=nim_ready,
         tag=TAG,
+        may_fail=(UNHEALTHY,),
         gives=NimHealth,
     ),
     Operation(
@@ -102,6 +104,7 @@ OPERATIONS = (
         summary="200 when every model is ready, else 503.",
         handle=kserve_ready,
         tag=TAG,
+        may_fail=(UNHEALTHY,),
         gives=KServeReady,
     ),
     Operation(
@@ -110,6 +113,7 @@ OPERATIONS = (
         summary="200 when this model is ready, else 503.",
         handle=kserve_model_ready,
         tag=TAG,
+        may_fail=(NOT_FOUND, UNHEALTHY),
         gives=KServeReady,
     ),
 )

@@ -5,12 +5,17 @@ from typing import Any
 import msgspec
 
 from bei import __version__
-from bei.manifest import HeadSpec
+from bei.manifest import HeadSpec, Task
 from bei.runtime.http.errors import tei_error
 from bei.runtime.http.inputs import MAX_ITEMS
 from bei.runtime.http.operation import Answer, Call, Operation
 from bei.runtime.service import TOKENIZER_THREADS, Service
 
+NAMES: dict[Task, str] = {
+    "classify": "classifier",
+    "rerank": "reranker",
+    "token-classify": "token_classifier",
+}
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -27,8 +32,17 @@ class Pooling(msgspec.Struct, kw_only=True):
     pooling: str
 
 
+class ModelType(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Exactly one of them."""
+
+    embedding: Pooling | None = None
+    classifier: Labels | None = None
+    reranker: Labels | None = None
+    token_classifier: Labels | None = None
+
+
 class ModelInfo(msgspec.Struct, kw_only=True):
-    """One served model. ``model_type`` has one key, embedding, classifier, reranker or token_classifier.
+    """One served model.
 
     Limits that do not exist are null: what waits is bounded by ``max_queue_tokens``. ``prompts`` are names;
     ``parity`` is the verdict of the engine's certificate, "executed" or not its ``status``.
@@ -38,7 +52,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     model_sha: str | None
     model_dtype: str
     served_model_name: str
-    model_type: dict[str, Pooling | Labels]
+    model_type: ModelType
     max_concurrent_requests: int | None
     max_input_length: int
     max_batch_tokens: int
@@ -140,16 +154,16 @@ def describe(service: Service, always_normalize: bool) -> ModelInfo:
     )
 
 
-def model_type(head: HeadSpec) -> dict[str, Pooling | Labels]:
+def model_type(head: HeadSpec) -> ModelType:
     if head.task == "embed":
-        return {"embedding": Pooling(pooling="+".join(head.pooling))}
-    names = {"classify": "classifier", "rerank": "reranker", "token-classify": "token_classifier"}
-    return {
-        names[head.task]: Labels(
-            id2label={str(index): label for index, label in enumerate(head.labels)},
-            label2id={label: index for index, label in enumerate(head.labels)},
-        )
-    }
+        return ModelType(embedding=Pooling(pooling="+".join(head.pooling)))
+    labels = Labels(
+        id2label={str(index): label for index, label in enumerate(head.labels)},
+        label2id={label: index for index, label in enumerate(head.labels)},
+    )
+    made = ModelType()
+    setattr(made, NAMES[head.task], labels)
+    return made
 
 
 OPERATIONS = (

@@ -4,6 +4,7 @@ import time
 
 import msgspec
 
+from bei.runtime.http.errors import NOT_FOUND
 from bei.runtime.http.operation import Answer, Call, Operation
 
 STARTED = int(time.time())
@@ -53,5 +54,6 @@ OPERATIONS = (
         handle=model,
         tag="models",
         gives=ModelCard,
+        may_fail=(NOT_FOUND,),
     ),
 )

@@ -116,5 +116,6 @@ OPERATIONS = (
         tag="OpenAI",
         body=EmbeddingRequest,
         gives=EmbeddingList,
+        gives_rows=True,
     ),
 )

@@ -7,10 +7,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bei.runtime.http.errors import Family, openai_error
+from bei.runtime.http.errors import (
+    BACKEND,
+    EMPTY,
+    INVALID,
+    LATE,
+    MEDIA_TYPE,
+    NOT_FOUND,
+    OVERLOADED,
+    SYNTAX,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    UNHEALTHY,
+    WRONG_TASK,
+    Family,
+    Kind,
+    openai_error,
+)
 from bei.runtime.http.served import Served
 from bei.runtime.http.settings import Settings
 from bei.runtime.service import Service, Work
+
+OF_ALL = (UNAUTHORIZED, BACKEND)
+OF_WORK = (
+    *OF_ALL,
+    *(EMPTY, INVALID, SYNTAX, NOT_FOUND, WRONG_TASK, LATE, TOO_LARGE, MEDIA_TYPE, OVERLOADED, UNHEALTHY),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +57,13 @@ class Answer:
     rows_dtype: str = ""
     service: Service | None = None
     work: Work | None = None
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
-    """``handle`` takes the call and the body, decoded as ``body`` (None: a GET without one), and answers with ``gives``."""
+    """``handle`` takes the call and the body, decoded as ``body`` (None: a GET without one), and answers with ``gives``,
+    or one of a tuple (``gives_rows``: or with the numbers alone). ``may_fail`` adds to the failures that all such
+    operations share."""
 
     name: str
     paths: tuple[str, ...]
@@ -50,8 +72,15 @@ class Operation:
     tag: str
     body: Any = None
     gives: Any = None
+    gives_rows: bool = False
     family: Family = openai_error
+    may_fail: tuple[Kind, ...] = ()
 
     @property
     def method(self) -> str:
         return "GET" if self.body is None else "POST"
+
+    @property
+    def failures(self) -> tuple[Kind, ...]:
+        """What beside the answer itself may come."""
+        return (*(OF_ALL if self.body is None else OF_WORK), *self.may_fail)

@@ -153,7 +153,7 @@ OPERATIONS = (
         handle=rerank,
         tag="TEI",
         body=RerankRequest,
-        gives=list[Rank] | CohereRanking,
+        gives=(list[Rank], CohereRanking),
         family=tei_error,
     ),
     Operation(

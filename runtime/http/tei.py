@@ -122,6 +122,13 @@ async def embed(call: Call, body: EmbedRequest) -> Answer:
     )
 
 
+async def embed_all(call: Call, body: TokenVectorsRequest) -> Answer:
+    service = call.served.choose(body.model, "embed")
+    raise WrongTask(
+        f"{service.name} gives one vector a text (pooling is part of its engine), not one a token."
+    )
+
+
 async def embed_sparse(call: Call, body: TokenVectorsRequest) -> Answer:
     service = call.served.choose(body.model, "embed")
     raise WrongTask(f"{service.name} gives dense vectors, /embed_sparse needs a SPLADE model.")
@@ -169,6 +176,17 @@ OPERATIONS = (
         tag="TEI",
         body=EmbedRequest,
         gives=list[list[float]],
+        gives_rows=True,
+        family=tei_error,
+    ),
+    Operation(
+        name="embed_all",
+        paths=("/embed_all",),
+        summary="One vector a token: for engines without pooling, of which this server knows none yet.",
+        handle=embed_all,
+        tag="TEI",
+        body=TokenVectorsRequest,
+        gives=list[list[list[float]]],
         family=tei_error,
     ),
     Operation(

@@ -81,7 +81,7 @@ OPERATIONS = (
         handle=predict,
         tag="TEI",
         body=PredictRequest,
-        gives=list[list[Prediction]] | list[Prediction],
+        gives=(list[list[Prediction]], list[Prediction]),
         family=tei_error,
     ),
 )

@@ -76,9 +76,10 @@ def test_truncate_null_is_the_servers_default(http: httpx.Client) -> None:
 
 
 def test_what_the_model_cannot_do_is_424(models: dict[str, Model], http: httpx.Client) -> None:
-    refused = post(http, "/embed_sparse", 424, inputs="a")
-    assert refused["error_type"] == "Backend"
-    assert "SPLADE" in refused["error"]
+    for path, reason in (("/embed_sparse", "SPLADE"), ("/embed_all", "not one a token")):
+        refused = post(http, path, 424, inputs="a")
+        assert refused["error_type"] == "Backend"
+        assert reason in refused["error"]
     for path, body in (
         ("/embed", {"inputs": "a"}),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
