@@ -90,7 +90,7 @@ def test_every_architecture_computes_what_torch_ops_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ONE_A_FAMILY)
 def test_fused_products_compute_the_same(name: str) -> None:
-    check(name, CudaOptions(sm=sm(), fuse_activation=True, fuse_residual=True, experts="dense"))
+    check(name, CudaOptions(sm=sm(), fuse_activation=True, fuse_residual=True, experts="grouped"))
 
 
 @pytest.mark.parametrize("wide", ["bf16", "fp32"])

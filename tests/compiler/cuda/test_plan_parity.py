@@ -57,7 +57,7 @@ def test_every_architecture_computes_what_torch_ops_computes(case: Case, tmp_pat
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fused_products_compute_the_same(case: Case, tmp_path: Path) -> None:
-    check(case, tmp_path, CudaOptions(sm=90, fuse_activation=True, fuse_residual=True, experts="dense"))
+    check(case, tmp_path, CudaOptions(sm=90, fuse_activation=True, fuse_residual=True, experts="grouped"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -97,7 +97,7 @@ def test_a_token_of_a_mixture_does_not_depend_on_its_batch(tmp_path: Path) -> No
     case = next(case for case in CASES if "moe" in case.name)
     save(case, tmp_path)
     loaded = load(tmp_path)
-    plan, _ = lower(loaded.cfg, EMBED, loaded.weights, CudaOptions(sm=90))
+    plan, _ = lower(loaded.cfg, EMBED, loaded.weights, CudaOptions(sm=90, experts="grouped"))
     assert plan.slots is not None and "place" in {getattr(step, "op", "") for step in plan.steps}
     engine = Engine(SimulatedDevice(plan), plan, tmp_path)
     rng = np.random.default_rng(0)
