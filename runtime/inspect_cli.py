@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bei.errors import BundleError
-from bei.manifest import EngineRecord, Manifest
+from bei.manifest import EngineRecord, Manifest, Profile
 from bei.runtime.bundle import Bundle, choose_engine, open_bundle, unlisted_files
+from bei.runtime.evidence import sentences, size
 from bei.runtime.executors import registry
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "limits",
         f"{limits['max_length']} tokens a text, {limits['max_batch_tokens']} a batch, {limits['max_batch']} rows",
     )
-    yield "size", _size(facts["bytes"])
+    yield "size", size(facts["bytes"])
     yield "files", "hashes verified" if facts["verified"] else "sizes checked, hashes not"
     if facts["unlisted_files"]:
         yield "ignored", ", ".join(facts["unlisted_files"])
@@ -171,15 +172,14 @@ def _head(head: dict[str, Any]) -> str:
 
 
 def _engine_lines(engine: dict[str, Any]) -> Iterator[str]:
-    yield f"{engine['precision']}, {_size(engine['bytes'])}, {engine['status']}, parity {engine['parity']}"
+    yield f"{engine['precision']}, {size(engine['bytes'])}, {engine['status']}, parity {engine['parity']}"
     yield f"{'used here' if engine['used'] else 'not used here'}: {engine['reason']}"
-    evidence = [f"{k} {v}" for k, v in engine["evidence"].items() if isinstance(v, str | int | float)]
-    if evidence:
-        yield ", ".join(evidence[:EVIDENCE_SHOWN])
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.0f} KiB"
+    profiles = msgspec.convert(engine["profiles"], tuple[Profile, ...])
+    said = list(sentences(engine["evidence"], profiles))
+    yield from said
+    scalars = [f"{k} {v}" for k, v in engine["evidence"].items() if isinstance(v, str | int | float)]
+    if scalars and not said:
+        yield ", ".join(scalars[:EVIDENCE_SHOWN])
 
 
 if __name__ == "__main__":

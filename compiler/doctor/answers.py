@@ -6,15 +6,15 @@ The reasons are those of the code that would refuse, in its own words: *what is 
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import msgspec
 
-from bei.compiler.doctor.machine import Card, Machine, data_size
+from bei.compiler.doctor.machine import Card, Machine
 from bei.compiler.engines.build import RTX_DEFAULT, default_targets, why_not
 from bei.compiler.target import SMS, BackendName, Target, parse_target
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime import inspect_cli
+from bei.runtime.evidence import size
 from bei.runtime.executors import registry
 from bei.runtime.tensorrt.library import LIBRARIES, library_version
 
@@ -144,18 +144,18 @@ def _rebuild(record: EngineRecord, cards: Sequence[Card]) -> str:
 
 def _too_large(record: EngineRecord, cards: Sequence[Card]) -> str | None:
     """Why the engine does not fit any of the GPUs it was built for, as far as its evidence and they tell."""
-    needs = memory_needed(record.evidence)
+    needs = memory_needed(record)
     free = [card.free for card in cards if f"{card.sm // 10}.{card.sm % 10}" in record.compute_capabilities]
-    known = [size for size in free if size is not None]
+    known = [free_bytes for free_bytes in free if free_bytes is not None]
     if not needs or not known or needs <= max(known):
         return None
     return (
-        f"its largest batch needs {data_size(needs)}, and {data_size(max(known))} are free on the GPU; "
+        f"its largest batch needs {size(needs)}, and {size(max(known))} are free on the GPU; "
         "free some, or compile with a smaller --max-batch-tokens"
     )
 
 
-def memory_needed(evidence: dict[str, Any]) -> int:
-    """Bytes of a TensorRT plan's weights and of its largest profile's activations; 0 where the evidence does not say."""
-    sizes = [profile.get("activation_bytes") or 0 for profile in evidence.get("profiles", ())]
-    return int(evidence.get("plan_bytes", 0)) + max(sizes, default=0)
+def memory_needed(record: EngineRecord) -> int:
+    """Bytes of a TensorRT plan's weights and of its largest profile's activations; 0 where the record does not say."""
+    sizes = [profile.activation_bytes or 0 for profile in record.profiles]
+    return int(record.evidence.get("plan_bytes", 0)) + max(sizes, default=0)

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from bei.compiler.cli import report_errors
 from bei.compiler.doctor.answers import Answer, bundle_answers, compiles, serves
-from bei.compiler.doctor.machine import Machine, data_size, look
+from bei.compiler.doctor.machine import Machine, look
 from bei.runtime.bundle import Bundle, open_bundle
+from bei.runtime.evidence import size
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +90,13 @@ def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
     yield "bei", f"{machine.bei}, Python {machine.python}, {machine.system}"
     memory = ""
     if machine.memory is not None and machine.memory_free is not None:
-        memory = f", {data_size(machine.memory_free)} of {data_size(machine.memory)} free"
+        memory = f", {size(machine.memory_free)} of {size(machine.memory)} free"
     yield "CPU", f"{machine.cpus} threads{memory}"
     if machine.gpus:
         yield "driver", f"{machine.driver or 'version not told'}, runs CUDA up to {machine.cuda}"
     for card in machine.gpus:
-        free = "" if card.free is None else f"{data_size(card.free)} free of "
-        yield f"GPU {card.index}", f"{card.name}, SM{card.sm}, {free}{data_size(card.memory)}"
+        free = "" if card.free is None else f"{size(card.free)} free of "
+        yield f"GPU {card.index}", f"{card.name}, SM{card.sm}, {free}{size(card.memory)}"
     if machine.no_gpu is not None:
         yield "GPU", machine.no_gpu
     for name, version in machine.packages.items():

@@ -133,8 +133,3 @@ def _version(packages: Sequence[str]) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def data_size(count: int) -> str:
-    """GiB or MiB."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

@@ -2,7 +2,8 @@
 
 fused_attention, attention_layers, unfused_attention   fused kernels, attentions in the graph, names of the lost ones
 kernels, kernels_per_layer        launches per batch; launches from each fused attention to the next
-gemm_accumulation                 weight → "fp32" | "library's choice", as the plan states it
+gemm_accumulation                 weight → "fp32" | "library's choice" as the plan states it, or "not readable"
+gemm_weights                      weight → type it is read in by its kernel, where the builder lists it
 attention_accumulation            attention → [of q·kᵀ, of weights·v]
 weight_bytes                      by dtype, as the kernels read them
 plan_bytes                        size of the plan
@@ -40,13 +41,24 @@ def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: int) -> dic
         "kernels": sum(kernel.kind not in NOT_KERNELS for kernel in kernels),
         "kernels_per_layer": kernels_per_layer(kernels),
         "gemm_accumulation": {
-            weight: facts.gemms[node] for node, weight in graph.products.items() if node in facts.gemms
+            weight: facts.gemms.get(node, "not readable") for node, weight in graph.products.items()
         },
+        "gemm_weights": _gemm_weights(kernels, graph),
         "attention_accumulation": _attention_accumulation(kernels, facts, graph),
         "weight_bytes": {dtype: n * _BYTES.get(dtype, 1) for dtype, n in weight_elements(kernels).items()},
         "plan_bytes": plan.stat().st_size,
         "warnings": list(log.warnings),
     }
+
+
+def _gemm_weights(kernels: Sequence[Kernel], graph: GraphFacts) -> dict[str, str]:
+    """The type of the largest constant of the kernel that multiplies with a weight."""
+    found = {}
+    for kernel in kernels:
+        if kernel.constants:
+            largest = max(kernel.constants, key=lambda constant: constant.elements)
+            found.update({graph.products[n]: largest.dtype for n in kernel.nodes if n in graph.products})
+    return found
 
 
 def _attention_accumulation(

@@ -85,9 +85,14 @@ def _report(manifest: Manifest, engines: Sequence[EngineReport]) -> ParityReport
         model=manifest.name,
         revision=manifest.source.revision,
         task=manifest.head.task,
-        engines=tuple(engines),
+        engines=tuple(_with_evidence(manifest, engine) for engine in engines),
         ranges=_ranges(policy_of(manifest)),
     )
+
+
+def _with_evidence(manifest: Manifest, engine: EngineReport) -> EngineReport:
+    record = manifest.engine(engine.target)
+    return msgspec.structs.replace(engine, evidence=record.evidence, profiles=record.profiles)
 
 
 def _ranges(policy: Policy) -> tuple[RangeRow, ...]:

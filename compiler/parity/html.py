@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from bei.compiler.parity.build_page import build_section
 from bei.compiler.parity.numbers import bound, number
 from bei.compiler.parity.report import FP16_MAX, EngineReport, Measure, ParityReport, RangeRow, Rung, TextRow
 from bei.compiler.parity.svg import drift_chart, histogram_chart, length_chart, range_chart
@@ -74,7 +75,7 @@ def _engine(engine: EngineReport) -> str:
     if engine.measures:
         parts.append(_cards(engine.measures))
     parts += [_charts(engine), _measures(engine.measures), _worst(engine)]
-    parts += [_rungs(engine.rungs), _circumstances(engine), "</section>"]
+    parts += [_rungs(engine.rungs), build_section(engine), _circumstances(engine), "</section>"]
     return "".join(parts)
 
 

@@ -1,14 +1,14 @@
 """What a parity run found, as data: the bundle's ``parity.json``. The terminal table and the HTML page show only this."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from bei.compiler.parity.gate import MEANINGS, Threshold
 from bei.compiler.parity.layers import Drift
 from bei.errors import ParityError
-from bei.manifest import Task, Verdict
+from bei.manifest import Profile, Task, Verdict
 
 REPORT_VERSION = 1
 FP16_MAX = 65504.0
@@ -88,7 +88,8 @@ class Rung(_Data, frozen=True, kw_only=True):
 
 class EngineReport(_Data, frozen=True, kw_only=True):
     """One engine, with the circumstances of its run. An engine that did not run has a ``reason`` and no measures; so
-    has one that failed with an error. ``created`` is UTC, ISO 8601."""
+    has one that failed with an error. ``created`` is UTC, ISO 8601. ``evidence`` and ``profiles`` are the manifest's: how
+    it was built."""
 
     target: str
     precision: str
@@ -106,6 +107,8 @@ class EngineReport(_Data, frozen=True, kw_only=True):
     worst: tuple[TextRow, ...] = ()
     rungs: tuple[Rung, ...] = ()
     drift: Drift | None = None
+    evidence: dict[str, Any] = {}
+    profiles: tuple[Profile, ...] = ()
 
     def value(self, name: str) -> float | None:
         """A measure's value, None when it was not measured."""

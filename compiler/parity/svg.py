@@ -35,14 +35,14 @@ def histogram_chart(key: str, histogram: Histogram, distance: str, limit: float 
     """How many texts lie how far off; ``limit`` is the largest distance that passes."""
     bound = [] if limit is None else [math.log10(limit)]
     x = _decades([*histogram.edges, *bound], distance)
-    y = _counts(max(histogram.counts))
+    y = count_axis(max(histogram.counts), "texts")
     bars = []
     for left, right, n in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False):
         x0, x1, top = _px(x, left), _px(x, right), _py(y, n)
         if n:
-            bars.append(_rect(x0 + 0.7, top, x1 - x0 - 1.4, HEIGHT - BOTTOM - top, "bar"))
+            bars.append(rect(x0 + 0.7, top, x1 - x0 - 1.4, HEIGHT - BOTTOM - top, "bar"))
     words = f"{sum(histogram.counts)} texts; {distance} between 1e{histogram.edges[0]:g} and 1e{histogram.edges[-1]:g}"
-    return _chart(key, f"Distribution of {distance}", words, [*_axes(x, y), *bars, *_vertical(x, limit)])
+    return chart(key, f"Distribution of {distance}", words, [*axes(x, y), *bars, *_vertical(x, limit)])
 
 
 def length_chart(key: str, points: Sequence[Point], distance: str, limit: float | None) -> str:
@@ -57,7 +57,7 @@ def length_chart(key: str, points: Sequence[Point], distance: str, limit: float 
     ]
     longest = max(point.tokens for point in points)
     words = f"{len(points)} texts of 1 to {longest} tokens; largest {distance} {number(max(p.distance for p in points))}"
-    return _chart(key, f"{distance} by length", words, [*_axes(x, y), *dots, *_horizontal(y, limit, "limit")])
+    return chart(key, f"{distance} by length", words, [*axes(x, y), *dots, *_horizontal(y, limit, "limit")])
 
 
 def drift_chart(key: str, drift: Drift) -> str:
@@ -71,8 +71,8 @@ def drift_chart(key: str, drift: Drift) -> str:
     marks = [f'<polyline points="{path}" class="line"/>']
     marks += [_dot(_px(x, i), _py(y, log), 10**log > drift.limit) for i, log in drawn]
     words = f"first layer past {drift.limit:g}: {drift.first or 'none'}; largest step: {drift.jump or 'none'}"
-    return _chart(
-        key, "Drift, layer by layer", words, [*_axes(x, y), *marks, *_horizontal(y, drift.limit, "limit")]
+    return chart(
+        key, "Drift, layer by layer", words, [*axes(x, y), *marks, *_horizontal(y, drift.limit, "limit")]
     )
 
 
@@ -91,8 +91,8 @@ def range_chart(key: str, ranges: Sequence[RangeRow]) -> str:
             dots.append(_magnitude(cx, y, row.after, "after", f"{row.site} after folding"))
     top = max(ranges, key=lambda row: row.before)
     words = f"{len(ranges)} sites; the largest is {top.site} with {number(top.before)}"
-    return _chart(
-        key, "Range audit", words, [*_axes(x, y), *dots, *_horizontal(y, FP16_MAX, "FP16 limit 65504")]
+    return chart(
+        key, "Range audit", words, [*axes(x, y), *dots, *_horizontal(y, FP16_MAX, "FP16 limit 65504")]
     )
 
 
@@ -104,7 +104,8 @@ def _magnitude(cx: float, y: Axis, value: float, kind: str, said: str) -> str:
     )
 
 
-def _chart(key: str, title: str, words: str, parts: Sequence[str]) -> str:
+def chart(key: str, title: str, words: str, parts: Sequence[str]) -> str:
+    """A drawing with its title and its words for those who cannot see it."""
     key = escape(key)
     head = f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-words">{escape(words)}</desc>'
     return (
@@ -114,7 +115,8 @@ def _chart(key: str, title: str, words: str, parts: Sequence[str]) -> str:
     )
 
 
-def _axes(x: Axis, y: Axis) -> list[str]:
+def axes(x: Axis, y: Axis) -> list[str]:
+    """Lines, ticks and titles."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = [_line(LEFT, bottom, right, bottom, "axis")]
     for value, label in y.ticks:
@@ -155,12 +157,13 @@ def _decades(logs: Sequence[float], title: str) -> Axis:
     return Axis(low=low, high=high, ticks=ticks, title=title)
 
 
-def _counts(most: int) -> Axis:
+def count_axis(most: int, title: str) -> Axis:
+    """Whole numbers from 0, at most about six of them labelled."""
     step = max(1, 10 ** math.floor(math.log10(max(most, 1))))
     step = next(s for s in (step // 5 or 1, step // 2 or 1, step, 2 * step) if most / s <= 6)
     top = -(-most // step) * step
     ticks = tuple((float(v), str(v)) for v in range(0, top + 1, step))
-    return Axis(low=0, high=float(max(top, 1)), ticks=ticks, title="texts")
+    return Axis(low=0, high=float(max(top, 1)), ticks=ticks, title=title)
 
 
 def _powers_of_two(longest: int) -> Axis:
@@ -216,7 +219,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
+def rect(x: float, y: float, width: float, height: float, kind: str) -> str:
+    """A rectangle of a CSS class."""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{kind}"/>'
 
 

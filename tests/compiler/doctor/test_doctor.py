@@ -16,7 +16,7 @@ from bei.compiler.doctor.cli import main
 from bei.compiler.doctor.machine import Machine, look
 from bei.compiler.engines import cuda, tensorrt
 from bei.gpu import Gpu
-from bei.manifest import ParityRecord, decode_manifest
+from bei.manifest import ParityRecord, Profile, decode_manifest
 from bei.runtime.executors import cuda as cuda_executor
 from bei.runtime.executors import tensorrt as tensorrt_executor
 from tests.runtime.tiny import engine, write_bundle
@@ -123,7 +123,8 @@ def mixed(tmp_path: Path) -> Path:
         device="cuda",
         compute_capabilities=("8.9",),
         tool_versions={"tensorrt-rtx": tensorrt_rtx.__version__},
-        evidence={"plan_bytes": 1 << 30, "profiles": [{"activation_bytes": 3 << 30}]},
+        evidence={"plan_bytes": 1 << 30},
+        profiles=(Profile(max_batch=8, max_length=512, max_tokens=4096, activation_bytes=3 << 30),),
     )
     records = (plan, engine(), engine("failed"))
     verdicts = {"tensorrt-rtx-sm89": "passed", "onnxruntime-cpu": "passed", "failed": "failed"}
@@ -156,7 +157,7 @@ def test_an_engine_that_does_not_fit_the_gpu(mixed: Path, on: Callable[[Found], 
         cards = (msgspec.structs.replace(card, free=free),)
         plan, *_ = bundle_answers(manifest, msgspec.structs.replace(machine, gpus=cards))
         assert plan.yes == fits
-        assert fits or "needs 4.0 GiB, and 2.0 GiB are free" in plan.said
+        assert fits or "needs 4.00 GiB, and 2.00 GiB are free" in plan.said
 
 
 def test_json_and_exit_codes(

@@ -44,6 +44,7 @@ def test_bert_for_four_sms_in_one_plan(layout: Literal["padded", "packed"], tmp_
     assert proof["kernels_per_layer"] == [9]
     assert len(proof["gemm_accumulation"]) == 12
     assert set(proof["gemm_accumulation"].values()) == {"fp32"}
+    assert proof["gemm_weights"] == dict.fromkeys(proof["gemm_accumulation"], "Half")
     assert proof["attention_accumulation"] == {f"layers.{i}.attention": ["fp32", "fp32"] for i in range(2)}
     matrices = 2 * (4 * 64 * 64 + 2 * 64 * 128)
     assert proof["weight_bytes"]["Half"] >= 2 * matrices
