@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "bei",
     "onnxruntime",
+    "uvicorn",
     "tensorrt-rtx-cu13",
     "tokenizers",
     "torch",
