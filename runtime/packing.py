@@ -16,12 +16,15 @@ from bei.runtime.executor import Row
 Array = npt.NDArray[Any]
 
 
-def pad(rows: Sequence[Row], pad_id: int, dtype: npt.DTypeLike) -> dict[str, Array]:
+def pad(
+    rows: Sequence[Row], pad_id: int, dtype: npt.DTypeLike, *, multiple: int = 1, longest: int | None = None
+) -> dict[str, Array]:
     """``input_ids``, ``attention_mask``, ``token_type_ids`` [B, L] and ``prompt_length`` [B], all of ``dtype``.
 
-    Padding slots hold ``pad_id``, 0 and 0. Raises InputError for no rows or a row without tokens.
+    Padding slots hold ``pad_id``, 0 and 0. L is the longest row's length, rounded up to a ``multiple`` as far as
+    ``longest`` allows. Raises InputError for no rows or a row without tokens.
     """
-    mask = _mask(rows)
+    mask = _mask(rows, multiple, longest)
     ids = np.full(mask.shape, pad_id, dtype)
     types = np.zeros(mask.shape, dtype)
     ids[mask] = np.concatenate([row.ids for row in rows])
@@ -59,7 +62,7 @@ def _prompts(rows: Sequence[Row], dtype: npt.DTypeLike) -> Array:
     return np.array([row.prompt_tokens for row in rows], dtype)
 
 
-def _mask(rows: Sequence[Row]) -> npt.NDArray[np.bool_]:
+def _mask(rows: Sequence[Row], multiple: int = 1, longest: int | None = None) -> npt.NDArray[np.bool_]:
     """[B, L], true where a token is."""
     if not rows:
         raise InputError("batch: no rows. Pass at least one.")
@@ -68,5 +71,7 @@ def _mask(rows: Sequence[Row]) -> npt.NDArray[np.bool_]:
         raise InputError(
             f"row {int(lengths.argmin())}: no tokens (an engine needs at least 1). Leave the text out."
         )
-    mask: npt.NDArray[np.bool_] = np.arange(lengths.max()) < lengths[:, None]
+    rounded = -(-int(lengths.max()) // multiple) * multiple
+    width = max(int(lengths.max()), rounded if longest is None else min(rounded, longest))
+    mask: npt.NDArray[np.bool_] = np.arange(width) < lengths[:, None]
     return mask

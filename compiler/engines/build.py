@@ -54,13 +54,15 @@ def why_not(target: Target) -> str | None:
         return cuda.available()
     if target.backend in ("tensorrt", "tensorrt-rtx"):
         return tensorrt.available(target.backend)
-    return None if target.name == "onnxruntime-cpu" else "this version of bei does not build it"
+    return None
 
 
 def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:
     """Build one engine into the bundle. Raises EngineError."""
     if target.backend == "onnxruntime":
-        return onnxruntime.build(target, request.cfg, request.head, request.weights, writer)
+        return onnxruntime.build(
+            target, request.cfg, request.head, request.weights, writer, request.precision
+        )
     if target.backend == "cuda":
         plan = cuda.build(
             request.cfg, request.head, request.weights, CudaOptions(sm=target.sms[0]), request.precision

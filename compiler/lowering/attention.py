@@ -49,11 +49,12 @@ def _padded_as_one(
 def _mha(
     g: Graph, masks: Masks, policy: GraphPolicy, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention
 ) -> ir.Value:
-    """com.microsoft.MultiHeadAttention: flat [B, L, N·H]; key mask INT32 [B, L], or one additive [B, N, L, L]."""
+    """com.microsoft.MultiHeadAttention: flat [B, L, N·H]; key mask INT32 [B, L] or lengths [B], or one additive
+    [B, N, L, L]: there a bias or window leaves no fused form that also takes lengths."""
     k, v = _repeat(g, k, spec), _repeat(g, v, spec)
     flat = [g.reshape(x, 0, 0, spec.heads * spec.head_dim) for x in (q, k, v)]
-    positional = spec.window is not None or spec.causal
-    key = None if positional else masks.key_int
+    positional = spec.window is not None or spec.causal or (policy.key_lengths and spec.bias is not None)
+    key = None if positional else masks.key_lengths if policy.key_lengths else masks.key_int
     bias = masks.additive(spec, policy.compute) if positional else masks.bias(spec, policy.compute)
     return g.op(
         "MultiHeadAttention",

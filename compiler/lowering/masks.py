@@ -39,6 +39,11 @@ class Masks:
         return self.g.cast(self.layout.mask(), INT32)
 
     @cached_property
+    def key_lengths(self) -> ir.Value:
+        """INT32 [B]: how many real keys a row has, all at its left end."""
+        return self.g.op("ReduceSum", self.key_int, self.g.ints(1), keepdims=0)
+
+    @cached_property
     def key(self) -> ir.Value:
         """BOOL [B, 1, 1, L]."""
         return self.g.unsqueeze(self.g.cast(self.layout.mask(), BOOL), 1, 2)

@@ -71,11 +71,12 @@ class OnnxOps:
         return self.g.op("Mul", x, self.g.scalar(factor, x.dtype))
 
     def norm(self, x: ir.Value, name: str, kind: NormKind, eps: float, dim: int) -> ir.Value:
-        weight = self.g.weight(f"{name}.weight", FLOAT)
-        x = self.g.cast(x, FLOAT)
+        dtype = self.policy.norm if name.startswith(("layers.", "embed.")) else FLOAT
+        weight = self.g.weight(f"{name}.weight", dtype)
+        x = self.g.cast(x, dtype)
         if kind == "rms":
             return self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=eps)
-        bias = self.g.weight(f"{name}.bias", FLOAT) if self.g.has(f"{name}.bias") else None
+        bias = self.g.weight(f"{name}.bias", dtype) if self.g.has(f"{name}.bias") else None
         return self.g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
 
     def linear(self, x: ir.Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[ir.Value]:
@@ -86,7 +87,7 @@ class OnnxOps:
         wide = self.islands.get(unit_of(site) or "")
         if wide is None or self.policy.compute == FLOAT:
             return self.policy.compute
-        return WIDE[wide]
+        return self.policy.wide or WIDE[wide]
 
     def _linear(self, x: ir.Value, name: str, dtype: ir.DataType) -> ir.Value:
         """x · Wᵀ + b stored as ``dtype``. Cast16(MatMul(Cast32 x, Cast32 W)) is how TensorRT accumulates in fp32."""

@@ -44,6 +44,7 @@ class Engine:
 
     def __init__(self, device: Device, plan: Plan, folder: Path) -> None:
         self.device, self.plan = device, plan
+        device.activate()  # another engine of this thread may have its own device current
         device.load(plan.functions)
         self._weights_block, self._weights = upload(device, plan, folder)
         self._arena: dict[Symbol, int] = {}

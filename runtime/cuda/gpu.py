@@ -164,6 +164,7 @@ class Gpu:
     # --- life
 
     def facts(self) -> dict[str, Any]:
+        self.activate()
         version = c_int()
         self.driver("cuDriverGetVersion", byref(version))
         free, total = self.memory()
@@ -176,6 +177,7 @@ class Gpu:
         }
 
     def close(self) -> None:
+        self.activate()
         self.driver("cuStreamSynchronize", self.stream)
         if self._lt is not None:
             self._lt.close()

@@ -57,8 +57,6 @@ class OnnxRuntimeExecutor:
 
 def available(record: EngineRecord) -> str | None:
     """None when this machine can run the engine, else the reason."""
-    if record.device != "cpu":
-        return f"onnxruntime on {record.device} is not supported"
     if record.layout != "padded":
         return f"the {record.layout} layout is not supported on onnxruntime"
     if find_spec("onnxruntime") is None:

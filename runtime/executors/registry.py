@@ -14,7 +14,8 @@ from bei.manifest import EngineRecord, Manifest
 from bei.runtime.executor import Executor
 
 MODULES = {
-    "onnxruntime": "bei.runtime.executors.onnxruntime",
+    "onnxruntime-cpu": "bei.runtime.executors.onnxruntime",
+    "onnxruntime-cuda": "bei.runtime.executors.onnxruntime_cuda",
     "tensorrt": "bei.runtime.executors.tensorrt",
     "tensorrt-rtx": "bei.runtime.executors.tensorrt",
     "cuda": "bei.runtime.executors.cuda",
@@ -39,7 +40,7 @@ class Backend(Protocol):
 
 def available(record: EngineRecord) -> str | None:
     """None when this machine can run the engine, else the reason why not."""
-    if find_spec(MODULES[record.backend]) is None:
+    if find_spec(_module(record)) is None:
         return f"this version of bei has no executor for {record.backend}"
     return _backend(record).available(record)
 
@@ -60,4 +61,8 @@ def create(
 
 
 def _backend(record: EngineRecord) -> Backend:
-    return cast(Backend, import_module(MODULES[record.backend]))
+    return cast(Backend, import_module(_module(record)))
+
+
+def _module(record: EngineRecord) -> str:
+    return MODULES.get(f"{record.backend}-{record.device}") or MODULES[record.backend]

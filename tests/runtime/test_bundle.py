@@ -266,5 +266,5 @@ def test_backends_say_why_they_cannot_run(good: Path) -> None:
     manifest = three(good, fast="passed")
     records = (engine("fast", device="cuda"), engine("other", layout="packed"))
     manifest = msgspec.structs.replace(manifest, engines=records, fallback=("fast",))
-    with pytest.raises(BundleError, match="fast: onnxruntime on cuda is not supported"):
+    with pytest.raises(BundleError, match=r"fast: .*CUDA"):
         choose_engine(manifest)

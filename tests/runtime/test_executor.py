@@ -52,7 +52,6 @@ def test_a_graph_that_differs_from_the_manifest_is_refused(bundle: Bundle) -> No
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (engine(device="cuda"), "onnxruntime on cuda is not supported"),
         (engine(layout="packed"), "packed layout"),
     ],
 )

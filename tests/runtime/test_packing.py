@@ -79,3 +79,10 @@ def test_a_row_without_tokens_is_refused() -> None:
             make([row([1, 2]), row([])])
         with pytest.raises(InputError, match="no rows"):
             make([])
+
+
+def test_padding_to_a_multiple_stops_at_the_longest_text() -> None:
+    rows = [Row(ids=np.arange(n, dtype=np.int32), types=np.zeros(n, np.int32)) for n in (3, 9)]
+    assert pad(rows, 0, np.int32, multiple=8)["input_ids"].shape == (2, 16)
+    assert pad(rows, 0, np.int32, multiple=8, longest=12)["input_ids"].shape == (2, 12)
+    assert pad(rows, 0, np.int32, multiple=8, longest=5)["input_ids"].shape == (2, 9)
