@@ -17,6 +17,9 @@ from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from bei.compiler.encoder import output_width
 from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
 from bei.compiler.lowering.signature import signature
+from bei.compiler.planning.cards import card
+from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
+from bei.compiler.planning.memory import MemoryPlan, Subject, compare, plan_memory
 from bei.compiler.precision.calibration import calibration_batches, token_budget
 from bei.compiler.precision.decide import decide
 from bei.compiler.precision.policy import PLAIN, Mode, Policy
@@ -44,6 +47,7 @@ class BuildOptions:
     """``targets`` empty: those this machine can build. ``max_length`` None: what the checkpoint serves.
 
     ``precision`` of FP16 engines, or a hand-written ``policy`` file; ``calibration`` a file of texts for the audit.
+    ``card``: a GPU that the engines must fit. ``timing_cache``: see `TensorRtOptions`.
     """
 
     repo: str
@@ -59,6 +63,8 @@ class BuildOptions:
     calibration: Path | None = None
     offline: bool = False
     token: str | None = None
+    card: str | None = None
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +75,6 @@ class Model:
     adapter: str
     loaded: LoadedModel
     tokenizer: TokenizerFiles
-    source: Source
 
 
 Certify = Callable[[Path, Path], Manifest]
@@ -77,8 +82,9 @@ Certify = Callable[[Path, Path], Manifest]
 verdict in the bundle and returns the new manifest."""
 
 
-def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
-    """Everything that can be refused is refused here, before anything is written."""
+def read_model(options: BuildOptions, progress: Progress = QUIET, *, values: bool = True) -> Model:
+    """What is wrong with a checkpoint is refused here, before anything is written; without ``values`` no weight is
+    looked at."""
     checkpoint = open_checkpoint(
         options.repo,
         revision=options.revision,
@@ -87,7 +93,7 @@ def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
         progress=progress,
     )
     adapter = adapter_for(checkpoint.config)
-    loaded = load_model(checkpoint, adapter)
+    loaded = load_model(checkpoint, adapter, values=values)
     needs = signature(loaded.cfg, loaded.head)
     check_shapes(checkpoint.name, loaded.weights, needs.needed, needs.optional)
     return Model(
@@ -95,8 +101,17 @@ def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
         adapter=adapter.name,
         loaded=loaded,
         tokenizer=read_tokenizer(checkpoint, loaded.head_files, loaded.cfg),
-        source=source_record(checkpoint, progress),
     )
+
+
+def plan_build(options: BuildOptions, progress: Progress = QUIET) -> tuple[list[MemoryPlan], list[Target]]:
+    """The memory of every engine asked for, whether it can be built here or not, and the targets that have no plan.
+    Raises BeiError, also for a named card that the build does not fit."""
+    targets = _targets(options)
+    model = read_model(options, progress, values=False)
+    plans = _memory(model, options, targets)
+    planned = {plan.target for plan in plans}
+    return plans, [target for target in targets if target.name not in planned]
 
 
 def compile_bundle(
@@ -106,27 +121,61 @@ def compile_bundle(
 
     Raises BeiError, and then leaves nothing behind.
     """
-    targets = tuple(parse_target(name) for name in options.targets) or default_targets()
+    targets = _targets(options)
     check_buildable(targets)
     if options.out is not None:
         check_destination(options.out)
     model = read_model(options, progress)
     out = options.out or Path(f"{model.checkpoint.name}.bundle")
+    memory = _memory(model, options, targets)
+    check_host(memory, free_memory())
+    source = source_record(model.checkpoint, progress)
+    check_disk(memory, sum(record.size for record in source.files.values()), out.absolute().parent)
     with writing(out) as writer:
-        _write_sources(model, writer, progress)
+        _write_sources(model, source, writer, progress)
         precision = _precision(model, options, targets, progress, search=certify is not None)
         engines = _build_engines(model, options, targets, precision, writer, progress)
-        manifest = _manifest(model, options, engines, precision, writer)
+        engines = _compared(engines, memory)
+        manifest = _manifest(model, source, options, engines, precision, writer)
         writer.finish(manifest)
         if certify is not None:
             manifest = certify(writer.folder, model.checkpoint.folder)
     return out, manifest
 
 
-def _write_sources(model: Model, writer: BundleWriter, progress: Progress) -> None:
+def _targets(options: BuildOptions) -> tuple[Target, ...]:
+    return tuple(parse_target(name) for name in options.targets) or default_targets()
+
+
+def _memory(model: Model, options: BuildOptions, targets: Sequence[Target]) -> list[MemoryPlan]:
+    """Plans of the GPU engines, checked against the card that was named."""
+    loaded = model.loaded
+    subject = Subject(
+        cfg=loaded.cfg, head=loaded.head, weights=loaded.weights, limits=_limits(model, options)
+    )
+    planned = [plan for target in targets if (plan := plan_memory(target, subject)) is not None]
+    if options.card is not None:
+        check_card(planned, card(options.card))
+    return planned
+
+
+def _compared(engines: Sequence[EngineRecord], plans: Sequence[MemoryPlan]) -> tuple[EngineRecord, ...]:
+    """Engines with what was planned for them beside what their builder reported."""
+    planned = {plan.target: plan for plan in plans}
+    return tuple(
+        msgspec.structs.replace(
+            engine, evidence={**engine.evidence, "memory": compare(planned[engine.target], engine)}
+        )
+        if engine.target in planned and engine.profiles
+        else engine
+        for engine in engines
+    )
+
+
+def _write_sources(model: Model, source: Source, writer: BundleWriter, progress: Progress) -> None:
     """Weights byte-identical at their own paths, every other source file under ``source/``, and the tokenizer."""
     used = {weight.file for weight in model.loaded.weights.values() if weight.file is not None}
-    files = model.source.files
+    files = source.files
     with progress.stage("copying", sum(record.size for record in files.values())) as stage:
         for name, record in files.items():
             where = name if name in used else f"{SOURCE_FOLDER}/{name}"
@@ -150,6 +199,7 @@ def _build_engines(
         limits=_limits(model, options),
         precision=precision or PLAIN,
         layout=options.layout,
+        timing_cache=options.timing_cache,
     )
     records = []
     with progress.stage("building", len(targets), unit="items") as stage:
@@ -205,6 +255,7 @@ def _limits(model: Model, options: BuildOptions) -> Limits:
 
 def _manifest(
     model: Model,
+    source: Source,
     options: BuildOptions,
     engines: tuple[EngineRecord, ...],
     precision: Policy | None,
@@ -218,7 +269,7 @@ def _manifest(
         model_type=checkpoint.config.name,
         adapter=model.adapter,
         license=checkpoint.license,
-        source=model.source,
+        source=source,
         encoder=msgspec.to_builtins(loaded.cfg),
         head=_head_spec(loaded),
         tokenizer=model.tokenizer.spec,

@@ -8,16 +8,18 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 
-from bei.compiler.build import BuildOptions, Certify, compile_bundle
+from bei.compiler.build import BuildOptions, Certify, compile_bundle, plan_build
+from bei.compiler.planning.show import as_json, show
 from bei.compiler.progress import Progress, for_stderr
 from bei.compiler.truss import TrussRequest, read_truss
 from bei.errors import BeiError, InputError
@@ -56,6 +58,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--no-parity", action="store_true", help="do not compare with Hugging Face (marks it unverified)"
     )
+    p.add_argument(
+        "--plan", action="store_true", help="print the memory of every engine and stop before building"
+    )
+    p.add_argument("--card", metavar="NAME", help="a GPU that the engines must fit, such as L4 or H100")
+    p.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="of TensorRT: read, updated, makes the next build faster",
+    )
     p.add_argument("--offline", action="store_true", help="use the Hub cache only")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return p
@@ -86,12 +98,38 @@ def _run(args: argparse.Namespace) -> int:
     for warning in warnings:
         Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     progress = for_stderr(quiet=args.json)
+    if args.plan:
+        return _plan(options, progress, json_wanted=args.json)
     certify = None if args.no_parity else _certifier(progress)
     started = time.perf_counter()
     out, manifest = compile_bundle(options, progress=progress, certify=certify)
+    for warning in _surprises(manifest):
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     result = _result(out, manifest, time.perf_counter() - started)
     print(json.dumps(result) if args.json else _summary(result))
     return 1 if "failed" in manifest.parity.verdicts.values() else 0
+
+
+def _plan(options: BuildOptions, progress: Progress, *, json_wanted: bool) -> int:
+    plans, unplanned = plan_build(options, progress)
+    if json_wanted:
+        print(json.dumps(as_json(plans, unplanned)))
+    else:
+        show(plans, unplanned, Console())
+    return 0
+
+
+def _surprises(manifest: Manifest) -> Iterator[str]:
+    """Engines whose builder wants another amount of memory than was planned."""
+    for engine in manifest.engines:
+        memory = engine.evidence.get("memory", {})
+        if memory.get("within") is False:
+            reported = max(size or 0 for size in memory["reported_activation_bytes"])
+            planned = max(memory["planned_activation_bytes"])
+            yield (
+                f"{engine.target}: the builder reserves {decimal(reported)} for activations, and {decimal(planned)} "
+                "were planned. Count with the builder's number."
+            )
 
 
 def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
@@ -110,6 +148,8 @@ def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
         policy=args.policy,
         calibration=args.calibration,
         offline=args.offline,
+        card=args.card,
+        timing_cache=args.timing_cache,
     )
     tokens = args.max_batch_tokens or (truss.max_batch_tokens if truss else None)
     rows = args.max_batch or (truss.max_batch if truss else None)

@@ -16,8 +16,8 @@ from bei.runtime.inspect_cli import parser as inspect_parser
 FLAGS = {
     "bei-compile": (
         compile_parser,
-        """--calibration --config --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
-        --offline --out --policy --precision --repo --revision --target""",
+        """--calibration --card --config --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
+        --offline --out --plan --policy --precision --repo --revision --target --timing-cache""",
     ),
     "bei-embed": (
         embed_parser,

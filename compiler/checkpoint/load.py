@@ -30,8 +30,8 @@ class LoadedModel:
         return self.head_files.head
 
 
-def load_model(checkpoint: Checkpoint, adapter: Adapter) -> LoadedModel:
-    """Read configuration, head and weights.
+def load_model(checkpoint: Checkpoint, adapter: Adapter, *, values: bool = True) -> LoadedModel:
+    """Read configuration, head and weights; without ``values`` no weight is looked at.
 
     Raises WeightMismatch for tensors missing, unread, stored twice or not finite; UnsupportedConfig and
     CheckpointError for what the files say. Shapes are checked against the encoder elsewhere (`check_shapes`).
@@ -42,7 +42,8 @@ def load_model(checkpoint: Checkpoint, adapter: Adapter) -> LoadedModel:
     tensors = _without_prefix(adapter, rows, checkpoint)
     weights = resolve(adapter.name, rows, tensors, checkpoint.folder, adapter.ignore)
     weights.update(head_files.weights)
-    check_finite(checkpoint.name, weights)
+    if values:
+        check_finite(checkpoint.name, weights)
     return LoadedModel(cfg=cfg, head_files=head_files, weights=weights)
 
 

@@ -1,6 +1,7 @@
 """One engine per target: which backend builds it, and which targets this machine can build."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from bei.adapters.config import EncoderConfig
@@ -22,7 +23,8 @@ RTX_DEFAULT = "tensorrt-rtx-sm80+sm86+sm89+sm120"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
-    """What every backend builds from; ``precision`` is the policy of FP16 engines."""
+    """What every backend builds from; ``precision`` is the policy of FP16 engines, ``timing_cache`` a file that TensorRT
+    reads and updates."""
 
     cfg: EncoderConfig
     head: Head
@@ -30,6 +32,7 @@ class EngineRequest:
     limits: Limits
     precision: Policy
     layout: Literal["padded", "packed"]
+    timing_cache: Path | None = None
 
 
 def default_targets() -> tuple[Target, ...]:
@@ -86,6 +89,7 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         max_batch=request.limits.max_batch,
         max_length=request.limits.max_length,
         max_batch_tokens=request.limits.max_batch_tokens,
+        timing_cache=request.timing_cache,
     )
     name = f"engines/{target.name}/plan"
     path = writer.folder / name

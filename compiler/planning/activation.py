@@ -1,0 +1,84 @@
+"""How much memory a TensorRT plan needs for intermediates, from the encoder's configuration alone.
+
+The largest of a layer's two halves decides: attention with its queries, keys and values (width Q, K, K), or the MLP with
+its hidden value (width F), each beside the residual stream (width D). Which copies live at the same time is the
+builder's secret, so the bytes a token per element of each width are fitted: to what TensorRT-RTX 1.7 reported for 240
+random encoders and for the zoo's families (`benchmarks/tensorrt_memory.py` measures and prints both). What grows with
+the square of the length is known: one FP16 or BOOL mask that all layers share.
+"""
+
+from dataclasses import dataclass
+
+from bei.adapters.config import Act, EncoderConfig, RelativeBuckets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Half:
+    """Bytes a token for each element of the stream and of two more widths."""
+
+    stream: float
+    first: float
+    second: float
+
+    def per_token(self, dim: int, first: int, second: int) -> float:
+        return self.stream * dim + self.first * first + self.second * second
+
+
+_PLAIN = _Half(stream=7.4, first=4.3, second=8.0)
+_GROUPED = _Half(stream=7.4, first=5.6, second=6.5)
+_HEAD_NORM = _Half(stream=7.4, first=9.6, second=10.9)
+_HEAD_NORM_GROUPED = _Half(stream=7.4, first=8.0, second=12.0)
+_FULL_NORM = _Half(stream=7.4, first=7.1, second=11.1)
+"""Attention by its q/k norm and whether queries share keys: of Q and K."""
+
+_GATED = _Half(stream=8.6, first=5.3, second=0.2)
+_FUSED = _Half(stream=8.6, first=1.9, second=3.7)
+_UNFUSED = _Half(stream=8.6, first=2.8, second=3.9)
+_EXPERTS = _Half(stream=8.6, first=4.0, second=0.0)
+"""The MLP by its form (an activation may be part of the product before it): of F and Q."""
+
+_NORMED = 1.5  # bytes a token per element of Q that a q/k norm leaves beside the MLP
+_IN_PRODUCT: frozenset[Act] = frozenset({"gelu", "gelu_tanh", "relu", "identity"})
+_MASK, _BIAS = 1.9, 2.1  # bytes per query and key: of a window or causal mask; per head, of a bias
+_SCORES = 6.0  # the same for scores that go through memory
+_TABLE = 20  # bytes per query and key, once a batch, of looking relative positions up
+_SMALL, _WORKSPACE = 1 << 21, 8_200_000  # below so many elements a product is split over its inner axis
+
+
+def activation_bytes(cfg: EncoderConfig, rows: int, length: int) -> int:
+    """Bytes for ``rows`` full rows of ``length`` tokens, padded or packed (packing saves time, not this memory)."""
+    tokens = rows * length
+    mlp = tokens * _mlp(cfg) + (_WORKSPACE if tokens * cfg.dim <= _SMALL else 0)
+    pairs = length * length
+    once = _TABLE * pairs if isinstance(cfg.bias, RelativeBuckets) else 0
+    return round(max(tokens * _attention(cfg), mlp) + rows * pairs * _per_pair(cfg) + once)
+
+
+def _attention(cfg: EncoderConfig) -> float:
+    grouped = cfg.kv_heads < cfg.heads
+    half = {
+        None: _GROUPED if grouped else _PLAIN,
+        "head": _HEAD_NORM_GROUPED if grouped else _HEAD_NORM,
+        "full": _FULL_NORM,
+    }[cfg.qk_norm]
+    return half.per_token(cfg.dim, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim)
+
+
+def _mlp(cfg: EncoderConfig) -> float:
+    queries = cfg.heads * cfg.head_dim
+    normed = _NORMED * queries if cfg.qk_norm else 0.0
+    forms = [_GATED if cfg.gated else _FUSED if cfg.act in _IN_PRODUCT else _UNFUSED]
+    sizes = [forms[0].per_token(cfg.dim, cfg.ffn, queries) + normed]
+    sizes += [
+        _EXPERTS.per_token(cfg.dim, layer.moe.experts * cfg.ffn, 0) for layer in cfg.layers if layer.moe
+    ]
+    return max(sizes)
+
+
+def _per_pair(cfg: EncoderConfig) -> float:
+    """Bytes for each query and key of a row."""
+    masks = {(layer.window, cfg.causal) for layer in cfg.layers if layer.window is not None or cfg.causal}
+    size = _MASK if masks else 0.0
+    if cfg.bias is not None:
+        size += _BIAS * cfg.heads
+    return size + (_SCORES * cfg.heads if cfg.softcap is not None else 0.0)

@@ -1,0 +1,124 @@
+"""Budgets, refusals and the comparison with what was built."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from bei.compiler.planning.cards import CARDS, Card, card
+from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
+from bei.compiler.planning.memory import RESERVE, MemoryPlan, Subject, compare, plan_memory
+from bei.compiler.target import parse_target
+from bei.errors import EngineError, InputError
+from bei.manifest import EngineRecord, Limits, Profile
+from tests.compiler.engines.small import HEAD, random_weights
+from tests.compiler.planning.test_activation import BASE
+
+RTX = "tensorrt-rtx-sm80+sm89"
+LIMITS = Limits(max_length=512, max_batch_tokens=16384, max_batch=4096)
+
+
+def planned(target: str, folder: Path, limits: Limits = LIMITS) -> MemoryPlan:
+    subject = Subject(cfg=BASE, head=HEAD, weights=random_weights(BASE, folder), limits=limits)
+    plan = plan_memory(parse_target(target), subject)
+    assert plan is not None
+    return plan
+
+
+@pytest.mark.parametrize("target", [RTX, "cuda-sm90", "tensorrt-sm90"])
+def test_the_budget_of_a_card_is_the_largest_that_fits(target: str, tmp_path: Path) -> None:
+    plan = planned(target, tmp_path)
+    served = [one for one in CARDS if one.sm in parse_target(target).sms]
+    assert list(plan.budgets) == [one.name for one in served]
+    assert plan.device == plan.weights + plan.activation + plan.io + RESERVE
+    for one in served:
+        budget = plan.budgets[one.name]
+        assert budget is not None
+        at = planned(target, tmp_path, msgspec.structs.replace(LIMITS, max_batch_tokens=budget))
+        above = planned(target, tmp_path, msgspec.structs.replace(LIMITS, max_batch_tokens=budget + 2048))
+        assert at.device <= one.memory
+        assert budget == plan.largest_call or above.device > one.memory
+
+
+def test_the_cuda_engines_activation_is_its_arena(tmp_path: Path) -> None:
+    small, large = (
+        planned("cuda-sm90", tmp_path, msgspec.structs.replace(LIMITS, max_batch_tokens=n)).activation
+        for n in (8192, 16384)
+    )
+    assert (large - small) % 8192 == 0
+    assert planned("cuda-sm90", tmp_path).source == "launch plan"
+
+
+def test_a_cpu_engine_has_no_plan(tmp_path: Path) -> None:
+    subject = Subject(cfg=BASE, head=HEAD, weights=random_weights(BASE, tmp_path), limits=LIMITS)
+    assert plan_memory(parse_target("onnxruntime-cpu"), subject) is None
+
+
+def test_a_budget_that_does_not_fit_names_the_one_that_does(tmp_path: Path) -> None:
+    huge = planned(RTX, tmp_path, msgspec.structs.replace(LIMITS, max_batch_tokens=2097152))
+    with pytest.raises(EngineError) as refusal:
+        check_card([huge], card("l4"))
+    said = str(refusal.value)
+    assert f"The largest --max-batch-tokens that fits is {huge.budgets['L4']}." in said
+    assert said.startswith(f"{RTX}: needs ")
+    assert "on L4, which has 24.0 GB" in said
+    check_card([huge], card("a100 80gb"))
+    nothing = replace(huge, budgets={"L4": None})
+    with pytest.raises(EngineError, match="Not even one text of the longest length fits: lower --max-length"):
+        check_card([nothing], card("L4"))
+
+
+def test_a_card_that_no_target_serves(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"card H100: none of the targets runs on SM90\. .*cuda-sm90"):
+        check_card([planned(RTX, tmp_path)], card("H100"))
+
+
+def test_a_card_that_nobody_knows() -> None:
+    with pytest.raises(InputError, match=r"card 'L40': unknown\. Did you mean 'L4'\? Known cards: L4, A10G"):
+        card("L40")
+    assert card("rtx 4090") == Card(name="RTX-4090", sm=89, memory=24 * 10**9)
+
+
+def test_a_host_or_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(RTX, tmp_path)
+    check_host([plan], None)
+    check_host([plan], plan.host)
+    with pytest.raises(
+        EngineError, match=rf"{RTX.replace('+', '.')}: building needs about .* of memory \(1\.3 times"
+    ):
+        check_host([plan], plan.host - 1)
+    check_disk([plan], 0, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda where: SimpleNamespace(free=plan.disk))
+    with pytest.raises(EngineError, match=r"the bundle needs about .* of disk \(weights 1\.0 GB, plans"):
+        check_disk([plan], 10**9, tmp_path)
+
+
+def test_free_memory_is_a_number_or_unknown() -> None:
+    free = free_memory()
+    assert free is None or free > 0
+
+
+@pytest.mark.parametrize(("reported", "within"), [(1.0, True), (0.8, False), (1.3, False), (None, None)])
+def test_the_comparison_with_what_was_built(
+    reported: float | None, within: bool | None, tmp_path: Path
+) -> None:
+    plan = planned(RTX, tmp_path)
+    size = None if reported is None else round(plan.activation * reported)
+    engine = EngineRecord(
+        target=RTX,
+        backend="tensorrt-rtx",
+        device="cuda",
+        layout="padded",
+        precision="fp16",
+        path="plan",
+        inputs=(),
+        status="built, not executed",
+        tool_versions={},
+        profiles=(Profile(max_batch=1, max_length=1, max_tokens=1, activation_bytes=size),),
+    )
+    found = compare(plan, engine)
+    assert found["within"] is within
+    assert found["reported_activation_bytes"] == [size]
