@@ -16,9 +16,9 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.encoder import output_width
 from bei.compiler.engines import cuda
-from bei.compiler.engines.cuda import CudaOptions
 from bei.compiler.engines.tensorrt_profiles import shape_ranges
 from bei.compiler.engines.tensorrt_table import backend
+from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.planning.activation import activation_bytes
 from bei.compiler.planning.cards import CARDS, Card
 from bei.compiler.target import Target
