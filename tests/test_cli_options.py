@@ -21,7 +21,7 @@ FLAGS = {
     ),
     "bei-embed": (
         embed_parser,
-        """--allow-unverified --column --dimensions --dtype --format --help --id-column --json --out --prompt-name
+        """--actor-gpus --actors --allow-unverified --column --dimensions --dtype --format --help --id-column --json --out --prompt-name --ray
         --shard-rows --target --threads""",
     ),
     "bei-doctor": (doctor_parser, "--help --json"),

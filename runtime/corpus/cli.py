@@ -18,7 +18,7 @@ from bei.errors import BeiError, InputError
 
 if TYPE_CHECKING:
     from bei.runtime.corpus.prepare import Asked
-    from bei.runtime.corpus.run import Summary
+    from bei.runtime.corpus.run import OpenMachine, Summary
 
 INTERRUPTED = 130
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet", "arrow")
@@ -64,6 +64,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target", help="engine to run (default: the first of the bundle's that works here)")
     p.add_argument("--threads", type=_positive, help="CPU threads (default: all this process may use)")
     p.add_argument("--allow-unverified", action="store_true", help="run an engine that did not pass parity")
+    p.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="work on a Ray cluster (without an address: the one this machine belongs to, or itself)",
+    )
+    p.add_argument(
+        "--actors", type=_positive, metavar="N", help="with --ray (default: all there is room for)"
+    )
+    p.add_argument("--actor-gpus", type=float, default=0.0, metavar="N", help="with --ray (default: 0)")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return p
 
@@ -84,12 +95,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if find_spec("pyarrow") is None:
         raise InputError("bei-embed: needs pyarrow, which is not installed. Run: pip install 'bei[embed]'.")
-    from bei.runtime.corpus.run import LoadOptions, here, run_job
+    from bei.runtime.corpus.run import run_job
 
-    options = LoadOptions(threads=args.threads, allow_unverified=args.allow_unverified)
-    summary = run_job(_asked(args), partial(here, args.bundle, options), quiet=args.json)
+    summary = run_job(_asked(args), _machine(args), quiet=args.json)
     print(msgspec.json.encode(summary).decode() if args.json else _text(summary))
     return 1 if summary.failed else 0
+
+
+def _machine(args: argparse.Namespace) -> "OpenMachine":
+    """Where the work is done. Raises InputError for options of Ray without it."""
+    from bei.runtime.corpus.run import LoadOptions, here
+
+    options = LoadOptions(threads=args.threads, allow_unverified=args.allow_unverified)
+    if args.ray is None:
+        if args.actors is not None or args.actor_gpus:
+            raise InputError("--actors, --actor-gpus: they go with --ray.")
+        return partial(here, args.bundle, options)
+    from bei.runtime.corpus.ray_data import RayOptions, cluster
+
+    ray = RayOptions(address=args.ray or None, actors=args.actors, gpus=args.actor_gpus)
+    return partial(cluster, args.bundle, options, ray)
 
 
 def _asked(args: argparse.Namespace) -> "Asked":

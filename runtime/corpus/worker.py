@@ -1,8 +1,8 @@
 """One shard: its rows through the model, and what came out into a file. The same on one machine and on many."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -23,6 +23,8 @@ SLICE = 1024
 PARTS = 16
 """Into which rows that failed together are divided, to find the one that is to blame."""
 
+WORKER = f"{os.uname().nodename}:{os.getpid()}"
+
 Advance = Callable[[int], None]
 """Told how many more rows are done; may be called from any thread."""
 
@@ -37,13 +39,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Done:
-    """A shard's counts; ``failed`` of its ``rows`` are in the side file."""
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's counts: ``failed`` of its ``rows`` are in the side file; and who did it (host and process)."""
 
     shard: int
     rows: int
     failed: int
+    worker: str = WORKER
 
 
 class Worker:
