@@ -113,7 +113,10 @@ def _block(
                 seen = seen & (away <= 0)
             if WINDOW >= 0:
                 seen = seen & (tl.abs(away) <= WINDOW)
-            s = tl.where(seen, s, -1e30)  # finite: a tile may hide all keys from a row that sees others later
+            # A tile may hide all keys from a row that sees others later. `peak` is finite from the start, so infinity is
+            # safe here, and a finite number is not: times `unit`, in one fused multiply-add with its own rounded product,
+            # it leaves a remainder whose power of two may be infinite.
+            s = tl.where(seen, s, -float("inf"))
         higher = tl.maximum(peak, tl.max(s, 1) * unit)
         shrink = tl.exp2(peak - higher)
         p = tl.exp2(s * unit - higher[:, None])
@@ -253,6 +256,8 @@ SHAPES: list[dict[str, Any]] = [
     {"lengths": (9, 70), "heads": 2, "kv_heads": 1, "head_dim": 128},
     {"lengths": (34,), "heads": 1, "head_dim": 256},
     {"lengths": (9, 34), "heads": 2, "head_dim": 8, "window": 200},
+    {"lengths": (150, 70), "heads": 2, "head_dim": 16, "window": 4},
+    {"lengths": (150, 70), "heads": 2, "head_dim": 64, "window": 4},
 ]
 """Odd lengths, a tile and a bit, every feature; ``lengths`` a text."""
 
