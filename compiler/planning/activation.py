@@ -3,7 +3,7 @@
 The largest of a layer's two halves decides: attention with its queries, keys and values (width Q, K, K), or the MLP with
 its hidden value (width F), each beside the residual stream (width D). Which copies live at the same time is the
 builder's secret, so the bytes a token per element of each width are fitted: to what TensorRT-RTX 1.7 reported for 240
-random encoders and for the zoo's families (`benchmarks/tensorrt_memory.py` measures and prints both). What grows with
+random encoders and for the zoo's families. What grows with
 the square of the length is known: one FP16 or BOOL mask that all layers share.
 """
 

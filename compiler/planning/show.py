@@ -58,7 +58,7 @@ def _memory(plan: MemoryPlan) -> Table:
     table.add_row("device: inputs and outputs", decimal(plan.io))
     table.add_row("device: context, library, kernels (assumed)", decimal(RESERVE))
     table.add_row("device: peak", decimal(plan.device), style="bold")
-    table.add_row("host: peak of the build, at most", decimal(plan.host))
+    table.add_row("host: peak of the build, about", decimal(plan.host))
     table.add_row("disk: plan", decimal(plan.disk))
     return table
 
