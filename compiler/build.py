@@ -26,7 +26,7 @@ from bei.compiler.precision.policy import PLAIN, Mode, Policy
 from bei.compiler.progress import QUIET, Progress
 from bei.compiler.target import Target, parse_target
 from bei.compiler.weights import check_shapes
-from bei.errors import CheckpointError
+from bei.errors import CheckpointError, InputError
 from bei.manifest import (
     SCHEMA_VERSION,
     EngineRecord,
@@ -123,6 +123,7 @@ def compile_bundle(
     """
     targets = _targets(options)
     check_buildable(targets)
+    _check_precision_options(options, targets)
     if options.out is not None:
         check_destination(options.out)
     model = read_model(options, progress)
@@ -212,7 +213,7 @@ def _build_engines(
 def _precision(
     model: Model, options: BuildOptions, targets: Sequence[Target], progress: Progress, *, search: bool
 ) -> Policy | None:
-    """The policy of FP16 engines; None where none is asked for. Islands are searched for when parity runs as well
+    """The policy of FP16 engines; None where none is built. Islands are searched for when parity runs as well
     (both need torch)."""
     if all(target.device == "cpu" for target in targets):
         return None
@@ -235,6 +236,23 @@ def _precision(
             file=options.policy,
             search=search,
         )
+
+
+def _check_precision_options(options: BuildOptions, targets: Sequence[Target]) -> None:
+    """Refuse what would change nothing: CPU engines are fp32 whatever is asked for."""
+    if any(target.device != "cpu" for target in targets):
+        return
+    given = {
+        "--policy": options.policy is not None,
+        "--calibration": options.calibration is not None,
+        f"--precision {options.precision}": options.precision not in ("auto", "fp32"),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            built = ", ".join(target.name for target in targets)
+            raise InputError(
+                f"{name}: is about GPU engines, and none is built (targets: {built}). Add one with --target."
+            )
 
 
 def _limits(model: Model, options: BuildOptions) -> Limits:

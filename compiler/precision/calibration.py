@@ -56,9 +56,12 @@ def calibration_batches(
 
 
 def _spread(samples: Sequence[Sample]) -> list[Sample]:
-    """Every n-th of the built-in texts, so that each kind is there."""
+    """About `COUNT` of the built-in texts: of each kind every n-th from the last on, which is its longest."""
     step = max(1, len(samples) // COUNT)
-    return list(samples[::step])
+    kinds: dict[str, list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.kind, []).append(sample)
+    return [sample for of_kind in kinds.values() for sample in of_kind[::-step]]
 
 
 def _within(rows: Sequence[Ids], tokens: int) -> list[Ids]:
