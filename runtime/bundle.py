@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bei.errors import BundleError
+from bei.gpu import device_class
 from bei.manifest import MANIFEST_FILE, EngineRecord, FileRecord, Manifest, decode_manifest
 from bei.runtime.executors import registry
 
@@ -90,9 +91,11 @@ def choose_engine(
     *,
     target: str | None = None,
     allow_unverified: bool = False,
+    device: int = 0,
     available: Callable[[EngineRecord], str | None] = registry.available,
 ) -> Choice:
-    """The first engine of the fallback chain (or ``target``) that this machine runs and that passed parity.
+    """The first engine of the fallback chain (or ``target``) that this machine runs and that passed parity on
+    devices such as GPU ``device``.
 
     ``available`` says why an engine cannot run here, None when it can. Raises BundleError with every reason.
     """
@@ -100,7 +103,7 @@ def choose_engine(
     skipped: list[Skipped] = []
     for name in chain:
         record = manifest.engine(name)
-        reason = _unproven(manifest, record, allow_unverified) or available(record)
+        reason = (None if allow_unverified else unproven(manifest, record, device)) or available(record)
         if reason is None:
             return Choice(record=record, skipped=tuple(skipped))
         skipped.append(Skipped(target=name, reason=reason))
@@ -110,11 +113,16 @@ def choose_engine(
     raise BundleError(f"{manifest.name}: no engine of this bundle can be used here.{reasons}")
 
 
-def _unproven(manifest: Manifest, record: EngineRecord, allow: bool) -> str | None:
+def unproven(manifest: Manifest, record: EngineRecord, device: int = 0) -> str | None:
+    """Why the engine is not certified for what it would run on here; None when it is, or there is no such device."""
     verdict = manifest.parity.verdicts.get(record.target, "not run")
-    if verdict == "passed" or allow:
+    if verdict != "passed":
+        return f"parity verdict is {verdict!r}, need 'passed'. Run bei-parity, or pass --allow-unverified."
+    here, passed_on = device_class(record.device, device), manifest.parity.classes.get(record.target, ())
+    if record.device == "cpu" or here is None or here in passed_on:
         return None
-    return f"parity verdict is {verdict!r}, need 'passed'. Run bei-parity, or pass --allow-unverified."
+    proven = ", ".join(passed_on) or "no GPU on record"
+    return f"it passed parity on {proven}, this is {here}. Run bei-parity here, or pass --allow-unverified."
 
 
 def _read_manifest(file: Path) -> Manifest:

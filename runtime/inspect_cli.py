@@ -9,7 +9,7 @@ import msgspec
 
 from bei.errors import BundleError
 from bei.manifest import EngineRecord, Manifest, Profile
-from bei.runtime.bundle import Bundle, choose_engine, open_bundle, unlisted_files
+from bei.runtime.bundle import Bundle, choose_engine, open_bundle, unlisted_files, unproven
 from bei.runtime.evidence import sentences, size
 from bei.runtime.executors import registry
 
@@ -100,12 +100,9 @@ def reason(manifest: Manifest, record: EngineRecord, used: str | None) -> str:
     """Why the engine is or is not used."""
     if record.target == used:
         return "first of the fallback chain that runs here and passed parity"
-    verdict = manifest.parity.verdicts.get(record.target, "not run")
-    cannot = registry.available(record)
+    cannot = registry.available(record) or unproven(manifest, record)
     if cannot is not None:
         return cannot
-    if verdict != "passed":
-        return f"parity verdict is {verdict!r}"
     return f"{used} comes first" if record.target in manifest.fallback else "not in the fallback chain"
 
 

@@ -287,7 +287,7 @@ def load(
     bundle = read_bundle(path)
     files = bundle.manifest.files
     weights = {name for name in files if name.endswith(WEIGHTS)}
-    choose_engine(bundle.manifest, target=target, allow_unverified=allow_unverified)
+    choose_engine(bundle.manifest, target=target, allow_unverified=allow_unverified, device=device)
     verify_files(bundle, files.keys() - weights)
 
     def start(record: EngineRecord) -> Executor:
@@ -295,7 +295,9 @@ def load(
 
     with ThreadPoolExecutor(2, "bei-load") as pool:  # leaving it waits for both
         verified = pool.submit(verify_files, bundle, weights)
-        started = pool.submit(_start, bundle.manifest, start, target=target, allow=allow_unverified)
+        started = pool.submit(
+            _start, bundle.manifest, start, target=target, allow=allow_unverified, device=device
+        )
         tokenizer = open_tokenizer(bundle)
     choice, executor = started.result()
     try:
@@ -308,7 +310,12 @@ def load(
 
 
 def _start(
-    manifest: Manifest, start: Callable[[EngineRecord], Executor], *, target: str | None, allow: bool
+    manifest: Manifest,
+    start: Callable[[EngineRecord], Executor],
+    *,
+    target: str | None,
+    allow: bool,
+    device: int,
 ) -> tuple[Choice, Executor]:
     """Start the chosen engine; unless it was asked for by name, one that fails is passed over for the next."""
     failed: dict[str, str] = {}
@@ -317,6 +324,7 @@ def _start(
             manifest,
             target=target,
             allow_unverified=allow,
+            device=device,
             available=lambda record: failed.get(record.target) or registry.available(record),
         )
         try:

@@ -99,9 +99,21 @@ def _updated(manifest: Manifest, report: ParityReport, pages: Mapping[str, bytes
     return msgspec.structs.replace(
         manifest,
         engines=tuple(_with_status(record, verdicts[record.target]) for record in manifest.engines),
-        parity=ParityRecord(file=REPORT_FILE, verdicts=verdicts, summary=summary),
+        parity=ParityRecord(
+            file=REPORT_FILE, verdicts=verdicts, classes=_classes(manifest.parity, report), summary=summary
+        ),
         files={**manifest.files, **records},
     )
+
+
+def _classes(earlier: ParityRecord, report: ParityReport) -> dict[str, tuple[str, ...]]:
+    """Where each engine has passed: what is known so far, corrected by where it ran now."""
+    found = {target: set(names) for target, names in earlier.classes.items()}
+    for engine in report.engines:
+        if engine.device_class is not None:
+            names = found.setdefault(engine.target, set())
+            (names.add if engine.verdict == "passed" else names.discard)(engine.device_class)
+    return {target: tuple(sorted(names)) for target, names in found.items() if names}
 
 
 def _with_status(record: EngineRecord, verdict: Verdict) -> EngineRecord:

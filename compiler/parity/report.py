@@ -88,7 +88,7 @@ class Rung(_Data, frozen=True, kw_only=True):
 
 class EngineReport(_Data, frozen=True, kw_only=True):
     """One engine, with the circumstances of its run. An engine that did not run has a ``reason`` and no measures; so
-    has one that failed with an error. ``created`` is UTC, ISO 8601. ``evidence`` and ``profiles`` are the manifest's: how
+    has one that failed with an error. ``device_class`` is "cpu" or such as "sm89"; ``created`` is UTC, ISO 8601. ``evidence`` and ``profiles`` are the manifest's: how
     it was built."""
 
     target: str
@@ -96,6 +96,7 @@ class EngineReport(_Data, frozen=True, kw_only=True):
     verdict: Verdict
     reason: str | None = None
     device: str | None = None
+    device_class: str | None = None
     created: str
     versions: dict[str, str] = {}
     texts: TextsFacts | None = None

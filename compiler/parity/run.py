@@ -60,6 +60,9 @@ class Subject(Protocol):
     def device(self) -> str: ...
 
     @property
+    def device_class(self) -> str | None: ...
+
+    @property
     def versions(self) -> Mapping[str, str]: ...
 
     def rows(self, samples: Sequence[Sample]) -> list[Row]:
@@ -125,6 +128,7 @@ def check_engine(
         precision=subject.precision,
         verdict="failed",
         device=subject.device,
+        device_class=subject.device_class,
         created=now(),
         versions={"bei": bei.__version__, **subject.versions},
         texts=_texts_facts(expected),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bei.compiler.parity.reference import Span
 from bei.compiler.parity.texts import Sample
 from bei.errors import EngineError
+from bei.gpu import device_class
 from bei.manifest import EngineRecord, HeadSpec, Limits, Manifest
 from bei.runtime.batching import plan
 from bei.runtime.bundle import Bundle
@@ -57,6 +58,10 @@ class BundleEngine:
     def device(self) -> str:
         name = str(self.model.executor.describe().get("device", self.record.device))
         return f"{name}, {platform.machine()}" if name == "cpu" else name
+
+    @property
+    def device_class(self) -> str | None:
+        return device_class(self.record.device)
 
     @property
     def versions(self) -> Mapping[str, str]:

@@ -53,6 +53,14 @@ def gpus(libraries: Sequence[str] = LIBRARIES) -> tuple[Gpu, ...] | str:
     return found or "the CUDA driver reports no GPU (check CUDA_VISIBLE_DEVICES)"
 
 
+def device_class(device: str, index: int = 0) -> str | None:
+    """What an engine of that ``device`` is certified for here: "cpu", or the GPU's "sm89"; None without such a GPU."""
+    if device == "cpu":
+        return "cpu"
+    found = gpus()
+    return f"sm{found[index].sm}" if not isinstance(found, str) and index < len(found) else None
+
+
 def _open(libraries: Sequence[str]) -> ctypes.CDLL | None:
     for library in libraries:
         try:

@@ -120,10 +120,12 @@ class EngineRecord(_Data, frozen=True, kw_only=True):
 
 
 class ParityRecord(_Data, frozen=True, kw_only=True):
-    """Verdict per engine target; the measurements are in ``file``."""
+    """Verdict per engine target; the measurements are in ``file``. ``classes``: the device classes ("cpu", "sm89") that
+    each target passed on, of which one plan can serve several."""
 
     file: str | None
     verdicts: dict[str, Verdict]
+    classes: dict[str, tuple[str, ...]] = {}
     summary: dict[str, Any] = {}
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.runtime.tiny import engine, seal, write_bundle
 
 from bei.errors import BundleError
+from bei.gpu import Gpu
 from bei.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
@@ -254,6 +255,25 @@ def test_a_named_target_is_used_or_refused(good: Path) -> None:
         choose_engine(manifest, target="fast", available=unless("fast"))
     with pytest.raises(BundleError, match="no engine for target 'other'; the bundle has fast, middle, plain"):
         choose_engine(manifest, target="other", available=unless())
+
+
+def test_a_gpu_engine_is_certified_for_the_kind_of_gpu_it_passed_on(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = three(good, fast="passed", plain="passed")
+    fast = engine("fast", backend="tensorrt-rtx", device="cuda", compute_capabilities=("8.6", "8.9"))
+    manifest = msgspec.structs.replace(
+        manifest,
+        engines=(fast, *manifest.engines[1:]),
+        parity=msgspec.structs.replace(manifest.parity, classes={"fast": ("sm86",), "plain": ("cpu",)}),
+    )
+    here = [Gpu(index=i, name="some", sm=sm, memory=0, cuda=(13, 0)) for i, sm in enumerate((86, 89))]
+    monkeypatch.setattr("bei.gpu.gpus", lambda: tuple(here))
+    assert choose_engine(manifest, available=unless(), device=0).record.target == "fast"
+    other = choose_engine(manifest, available=unless(), device=1)
+    assert other.record.target == "plain"
+    assert other.skipped[0].reason.startswith("it passed parity on sm86, this is sm89. Run bei-parity here")
+    assert choose_engine(manifest, available=unless(), device=1, allow_unverified=True).record is fast
 
 
 def test_no_engine_at_all_lists_every_reason(good: Path) -> None:

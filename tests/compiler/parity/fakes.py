@@ -65,6 +65,7 @@ class FakeEngine:
     target: str = "fake-cpu"
     precision: str = "fp32"
     device: str = "arithmetic unit"
+    device_class: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = LIMITS
     noise: float = 0.0

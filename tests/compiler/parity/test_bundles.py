@@ -28,7 +28,7 @@ from bei.compiler.parity.rungs import load_encoder, with_rung
 from bei.compiler.parity.subject import bundle_engine, tokenize
 from bei.compiler.parity.texts import Sample
 from bei.errors import BundleError, EngineError, ParityError
-from bei.manifest import MANIFEST_FILE, FileRecord, Manifest, encode_manifest
+from bei.manifest import MANIFEST_FILE, FileRecord, Manifest, Verdict, encode_manifest
 from bei.runtime.bundle import Bundle, open_bundle
 from bei.runtime.model import load
 from bei.runtime.tokenizer import open_tokenizer
@@ -103,6 +103,20 @@ def test_later_engines_complete_the_certificate(bundle: Bundle, report: ParityRe
     assert manifest.parity.verdicts == {"onnxruntime-cpu": "failed"}
     with pytest.raises(BundleError, match="parity verdict is 'failed'"):
         load(bundle.path)
+
+
+def test_one_plan_collects_the_devices_it_passed_on(bundle: Bundle, report: ParityReport) -> None:
+    def after(device: str, verdict: Verdict) -> tuple[str, ...]:
+        engine = msgspec.structs.replace(report.engines[0], device_class=device, verdict=verdict)
+        manifest = certify(bundle.path, msgspec.structs.replace(report, engines=(engine,)))
+        return manifest.parity.classes.get("onnxruntime-cpu", ())
+
+    assert report.engines[0].device_class == "cpu"
+    assert after("sm89", "passed") == ("sm89",)
+    assert after("sm86", "passed") == ("sm86", "sm89")
+    assert after("sm86", "failed") == ("sm89",)
+    certify(bundle.path, msgspec.structs.replace(report, engines=(not_run("onnxruntime-cpu", "fp32", "-"),)))
+    assert open_bundle(bundle.path).manifest.parity.classes == {"onnxruntime-cpu": ("sm89",)}
 
 
 def test_an_edited_certificate_is_refused_and_can_be_replaced(bundle: Bundle, report: ParityReport) -> None:
