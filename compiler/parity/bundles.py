@@ -87,6 +87,7 @@ def _report(manifest: Manifest, engines: Sequence[EngineReport]) -> ParityReport
         task=manifest.head.task,
         engines=tuple(_with_evidence(manifest, engine) for engine in engines),
         ranges=_ranges(policy_of(manifest)),
+        decisions=tuple(policy_of(manifest).decisions()),
     )
 
 

@@ -26,13 +26,14 @@ ALONE = ("batch_difference", "padding_difference", "non_finite", "token_ids_diff
 """Measures of the engine by itself; the others are against the reference."""
 CARDS = 4
 LARGEST = 8
+MANY = 40
 
 
 def render(report: ParityReport) -> str:
     """The whole page."""
     body = [_head(report), *(_engine(engine) for engine in report.engines)]
     if report.ranges:
-        body.append(_ranges(report.ranges))
+        body.append(_ranges(report.ranges, report.decisions))
     return page(f"Parity: {report.model}", "\n".join(body))
 
 
@@ -193,12 +194,12 @@ def _symbol(c: str) -> str:
 def _rungs(rungs: Sequence[Rung]) -> str:
     if not rungs:
         return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(rung.name)}</th><td>{pill(rung.verdict)}</td>'
-        f"<td>{escape(_few(rung.measures))}</td></tr>"
+    items = "".join(
+        f'<div class="title"><span>{escape(rung.name)}</span>{pill(rung.verdict)}</div>'
+        f'<p class="small soft">{escape(_few(rung.measures))}</p>'
         for rung in rungs
     )
-    return f'<h3>Rungs of proof below</h3><div class="wide"><table><tbody>{rows}</tbody></table></div>'
+    return f"<h3>Rungs of proof below</h3>{items}"
 
 
 def _few(measures: Iterable[Measure]) -> str:
@@ -225,7 +226,7 @@ def _versions(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _ranges(ranges: Sequence[RangeRow]) -> str:
+def _ranges(ranges: Sequence[RangeRow], decisions: Sequence[str]) -> str:
     folded = any(row.after is not None for row in ranges)
     key = '<span class="key hollow">in fp32</span>'
     if folded:
@@ -237,23 +238,35 @@ def _ranges(ranges: Sequence[RangeRow]) -> str:
     )
     return (
         '<section aria-labelledby="ranges"><h2 id="ranges">Range audit</h2>'
-        f'<p class="small soft">{key}</p><div class="charts">{chart}{_largest(ranges)}</div></section>'
+        f'<p class="small soft">{key}</p><div class="charts">{chart}{_largest(ranges, folded)}</div>'
+        f"{_decisions(decisions)}</section>"
     )
 
 
-def _largest(ranges: Sequence[RangeRow]) -> str:
+def _decisions(decisions: Sequence[str]) -> str:
+    if not decisions:
+        return "<p>The policy of FP16 engines has no scale and no wider unit.</p>"
+    shown = "".join(f"<li>{escape(decision)}</li>" for decision in decisions[:MANY])
+    more = f"<li>… and {len(decisions) - MANY} more</li>" if len(decisions) > MANY else ""
+    return f'<h3>What the policy of FP16 engines does about it</h3><ul class="small">{shown}{more}</ul>'
+
+
+def _largest(ranges: Sequence[RangeRow], folded: bool) -> str:
     """The sites with the largest magnitudes, as a table."""
     top = sorted(ranges, key=lambda row: -row.before)[:LARGEST]
-    rows = "".join(
-        f'<tr><th scope="row"><code>{escape(row.site)}</code></th><td class="number">{number(row.before)}</td>'
-        f'<td class="number">{number(row.after)}</td><td class="number">{row.before / FP16_MAX:.1%}</td></tr>'
-        for row in top
-    )
+    names = ["before", "after", "of FP16, before"] if folded else ["largest", "of FP16"]
+    heads = "".join(f'<th scope="col" class="number">{name}</th>' for name in names)
+    rows = "".join(_range_row(row, folded) for row in top)
     return (
         '<div class="wide"><table><caption>Largest sites</caption><thead><tr><th scope="col">site</th>'
-        '<th scope="col" class="number">before</th><th scope="col" class="number">after</th>'
-        f'<th scope="col" class="number">of FP16, before</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _range_row(row: RangeRow, folded: bool) -> str:
+    values = [number(row.before), *([number(row.after)] if folded else []), f"{row.before / FP16_MAX:.1%}"]
+    cells = "".join(f'<td class="number">{value}</td>' for value in values)
+    return f'<tr><th scope="row"><code>{escape(row.site)}</code></th>{cells}</tr>'
 
 
 def pill(verdict: Verdict) -> str:

@@ -125,7 +125,8 @@ class RangeRow(_Data, frozen=True, kw_only=True):
 
 
 class ParityReport(_Data, frozen=True, kw_only=True):
-    """Every engine of one bundle. ``revision`` is a commit hash, or None for a local folder."""
+    """Every engine of one bundle. ``revision`` is a commit hash, or None for a local folder. ``decisions``: in words, the
+    scales and wider units of the precision policy that follow from ``ranges``."""
 
     report_version: int = REPORT_VERSION
     bei_version: str
@@ -134,6 +135,7 @@ class ParityReport(_Data, frozen=True, kw_only=True):
     task: Task
     engines: tuple[EngineReport, ...]
     ranges: tuple[RangeRow, ...] = ()
+    decisions: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -147,8 +149,10 @@ class ParityReport(_Data, frozen=True, kw_only=True):
         had = {engine.target: engine for engine in older.engines}
         mine = {e.target: e for e in self.engines if e.verdict != "not run" or e.target not in had}
         kept = tuple(mine.pop(engine.target, engine) for engine in older.engines)
-        ranges = self.ranges or older.ranges
-        return msgspec.structs.replace(self, engines=(*kept, *mine.values()), ranges=ranges)
+        audited = self if self.ranges else older
+        return msgspec.structs.replace(
+            self, engines=(*kept, *mine.values()), ranges=audited.ranges, decisions=audited.decisions
+        )
 
 
 def judge(

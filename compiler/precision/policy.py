@@ -7,6 +7,7 @@ value, a norm's input (`layers.3.attn_norm.in`) or output. A *unit* is half a la
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,17 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.mode in ("bf16", "fp32"):
             return self.mode
         return f"fp16, {len(self.islands)} wider units" if self.islands else "fp16"
+
+    def decisions(self) -> Iterator[str]:
+        """Every scale and wider unit in words, with its reason."""
+        scales = {"stream": self.stream} if self.stream != 1.0 else {}
+        for site, factor in (scales | self.scales).items():
+            yield f"{site} × 2^{round(math.log2(factor))}{self._because(site)}"
+        for unit, wide in self.islands.items():
+            yield f"{unit} in {wide}{self._because(unit)}"
+
+    def _because(self, name: str) -> str:
+        return f": {self.reasons[name]}" if name in self.reasons else ""
 
 
 PLAIN = Policy()

@@ -61,4 +61,5 @@ def rich_report() -> ParityReport:
         task="embed",
         engines=(passed, failed, idle),
         ranges=tuple(ranges),
+        decisions=tuple(f"layers.{i}.v × 2^-1: <reason> {i}" for i in range(50)),
     )

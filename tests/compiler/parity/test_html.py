@@ -195,6 +195,16 @@ def test_ranges_without_folding(rich_report: ParityReport) -> None:
     html = render(msgspec.structs.replace(rich_report, ranges=rows))
     assert "after folding" not in html
     assert "in fp32" in html
+    assert ">after<" not in html
+    assert ">after<" in render(rich_report)
+
+
+def test_the_policys_decisions_are_listed(rich_report: ParityReport) -> None:
+    words = Page(render(rich_report)).words()
+    assert "layers.0.v × 2^-1: <reason> 0" in words
+    assert "<reason> 39" in words and "<reason> 40" not in words and "… and 10 more" in words
+    none = msgspec.structs.replace(rich_report, decisions=())
+    assert "has no scale and no wider unit" in Page(render(none)).words()
 
 
 @pytest.mark.parametrize(

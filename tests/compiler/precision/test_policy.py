@@ -19,7 +19,7 @@ from bei.compiler.engines import tensorrt
 from bei.compiler.parity.texts import builtin
 from bei.compiler.precision.calibration import COUNT, MAX_TOKENS, _spread, calibration_batches
 from bei.compiler.precision.decide import compared_head, decide
-from bei.compiler.precision.policy import Mode, Policy, policy_of, read_policy, scalable, units
+from bei.compiler.precision.policy import PLAIN, Mode, Policy, policy_of, read_policy, scalable, units
 from bei.errors import InputError, ParityError
 from bei.runtime.bundle import open_bundle
 
@@ -44,6 +44,21 @@ def test_auto_folds_what_is_too_large_and_says_why_and_what_it_reaches() -> None
         assert "reaches" in policy.reasons[site]
         assert policy.ranges[site] > 8188 >= policy.folded[site]
     assert policy.storage_cosine is not None and policy.storage_cosine >= 0.9999
+
+
+def test_decisions_in_words() -> None:
+    policy = Policy(
+        stream=2.0**-6,
+        scales={"layers.0.v": 0.25},
+        islands={"layers.1.mlp": "bf16"},
+        reasons={"layers.1.mlp": "it overflows"},
+    )
+    assert list(policy.decisions()) == [
+        "stream × 2^-6",
+        "layers.0.v × 2^-2",
+        "layers.1.mlp in bf16: it overflows",
+    ]
+    assert not list(PLAIN.decisions())
 
 
 def test_without_a_search_the_audit_alone_decides() -> None:
