@@ -1,24 +1,21 @@
 """NomicBERT v1, v1.5, v2-moe: post-norm, rotary positions.
 
 v1 and v1.5 have a gated MLP and no biases; v2 has biases and a plain MLP, every second one a mixture of experts.
-config.json spells its facts like GPT-2 (`n_embd`), like transformers 5, or both ways at once.
+config.json spells its facts in one of two ways, or both at once (`nomic_keys`).
 
 Dynamic NTK (`rotary_scaling_factor`) is computed from each text's own length. Hugging Face, natively and in the model's
 own code, takes the padded length of the batch and keeps the frequencies of a longer batch seen before: there a vector
 depends on its neighbours and on what was embedded earlier. They agree for a text embedded alone by a fresh model.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from bei.adapters.base import Adapter, HfConfig, Rows, expect, thirds, view
 from bei.adapters.bert import backbone, sequence_head, token_head
 from bei.adapters.config import EncoderConfig, Layer, Moe
-from bei.adapters.rope import flat_parameters, read_rope
-from bei.errors import UnsupportedConfig
+from bei.adapters.nomic_keys import native
+from bei.adapters.rope import read_rope
 
-GATED = {"swiglu": "silu", "geglu": "gelu"}
 CLASSES = (
     *("Model", "ForPreTraining", "ForMultipleChoice"),
     *("ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification"),
@@ -40,40 +37,6 @@ def config(hf: HfConfig) -> EncoderConfig:
         gated=gated,
         types=hf.size("type_vocab_size") if hf["type_vocab_size"] else 0,
     )
-
-
-def native(hf: HfConfig) -> HfConfig:
-    """GPT-2's keys in transformers' spelling; refused where a config with both contradicts itself."""
-    if "n_embd" not in hf:
-        return hf
-    act = hf.choice("activation_function", {**GATED, "gelu": "gelu"})
-    inner = hf.size("n_inner")
-    values = {
-        "hidden_size": hf["n_embd"],
-        "num_hidden_layers": hf["n_layer"],
-        "num_attention_heads": hf["n_head"],
-        "intermediate_size": -(-inner // 256) * 256 if hf["activation_function"] in GATED else inner,
-        "hidden_act": act,
-        "layer_norm_eps": hf["layer_norm_epsilon"],
-        "rope_parameters": _rope_parameters(hf),
-    }
-    for key, value in values.items():
-        if hf.get(key, value) != value:
-            raise UnsupportedConfig(
-                f"{hf.name}: {key}={hf[key]!r}, but the older keys beside it say {value!r}. "
-                "Use the revision whose config.json has one of the two."
-            )
-    if hf.get("rotary_scaling_factor"):
-        values["max_position_embeddings"] = hf.size("max_trained_positions", 2048)
-    return HfConfig({**hf, **values})
-
-
-def _rope_parameters(hf: HfConfig) -> Mapping[str, Any]:
-    """A silent `rotary_scaling_factor` leaves the scaling to the newer keys."""
-    theta = hf.number("rotary_emb_base")
-    if hf.get("rotary_scaling_factor"):
-        return {"rope_type": "dynamic", "rope_theta": theta, "factor": hf.number("rotary_scaling_factor")}
-    return {**(flat_parameters(hf) or {"rope_type": "default"}), "rope_theta": theta}
 
 
 def _layers(hf: HfConfig, cfg: EncoderConfig) -> tuple[Layer, ...]:

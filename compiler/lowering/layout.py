@@ -37,6 +37,9 @@ class Layout(Protocol):
     def unpad(self, x: ir.Value, *rest: int) -> ir.Value:
         """[B, L, *rest] to token-wise."""
 
+    def clear(self, x: ir.Value) -> ir.Value:
+        """Token-wise fp32 [..., D] with 0 wherever there is padding, whatever was there (also NaN)."""
+
 
 class Padded:
     """Standard inputs: input_ids, attention_mask[, token_type_ids], all [batch, sequence]."""
@@ -76,6 +79,14 @@ class Padded:
 
     def unpad(self, x: ir.Value, *rest: int) -> ir.Value:
         return x
+
+    def clear(self, x: ir.Value) -> ir.Value:
+        zero = self.g.scalar(0, ir.DataType.FLOAT)
+        return self.g.op("Where", self._real, x, zero, dtype=ir.DataType.FLOAT)
+
+    @cached_property
+    def _real(self) -> ir.Value:
+        return self.g.unsqueeze(self.g.cast(self.mask(), ir.DataType.BOOL), 2)
 
 
 class Packed:
@@ -126,6 +137,9 @@ class Packed:
     def unpad(self, x: ir.Value, *rest: int) -> ir.Value:
         flat = self.g.reshape(x, -1, *rest)
         return self.g.op("Gather", flat, self._per_token("unpad_index"), axis=0)
+
+    def clear(self, x: ir.Value) -> ir.Value:
+        return x
 
 
 def count_positions(g: Graph, ids: ir.Value, pad: int) -> ir.Value:

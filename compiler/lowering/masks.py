@@ -1,7 +1,7 @@
 """Which keys a query sees, and the biases added to scores, as ONNX; built once a graph and shared by its layers.
 
 B batch, L length, N heads. Masks keep one rule: no row is ever fully masked (each token sees itself), so no NaN can
-appear in the padding and leak through 0 · NaN.
+appear in the padding and leak through 0 · NaN; what padding ids look up is cleared (`Layout.clear`).
 """
 
 from collections.abc import Callable

@@ -49,6 +49,8 @@ class OnnxOps:
                 table, self.policy.compute
             )  # folded at build: the plan holds the big table once, halved
         picked = self.g.cast(self.g.op("Gather", table, where, axis=0), FLOAT)
+        if index == "tokens" or (index == "positions" and self.position_pad is not None):
+            picked = self.layout.clear(picked)
         scale = self.g.weights[f"{name}.weight"].scale
         return picked if scale == 1.0 else self.scale(picked, scale)
 

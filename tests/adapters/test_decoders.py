@@ -19,6 +19,8 @@ from bei.errors import UnknownArchitecture, UnsupportedConfig
 from tests.adapters.cases_decoders import DECODER, DECODER_CASES, FULL, GEMMA, SLIDING, WIDE, WINDOW, Config
 from tests.adapters.tiny import HIDDEN_STATES, Case, assert_near, batch, load, run_onnx, save, stored_tensors
 
+PACKED = replace(ONNXRUNTIME_CPU, layout="packed")
+
 BASE: dict[str, Config] = {
     "llama": DECODER | {"hidden_act": "silu"},
     "llama_bidirec": DECODER | {"hidden_act": "silu"},
@@ -210,7 +212,7 @@ def test_a_linear_scaling_is_for_gemmas_full_layers_alone() -> None:
 
 @pytest.mark.parametrize("case", DECODER_CASES, ids=lambda case: case.name)
 def test_what_lies_in_the_padding_does_not_matter(case: Case, tmp_path: Path) -> None:
-    """NaN in TorchOps, any other tokens in the graph."""
+    """NaN, and any other tokens."""
     save(case, tmp_path)
     loaded = load(tmp_path)
     ids, mask = batch(case.lengths, loaded.cfg.vocab)
@@ -223,6 +225,9 @@ def test_what_lies_in_the_padding_does_not_matter(case: Case, tmp_path: Path) ->
     dirty = run_torch(loaded.cfg, HIDDEN_STATES, poisoned, ids, mask)
     assert dirty[~real].isnan().any() or real.all()
     torch.testing.assert_close(dirty[real], clean[real], atol=0, rtol=0)
+    for policy in (ONNXRUNTIME_CPU, PACKED):
+        graph = run_onnx(replace(loaded, weights=poisoned), ids, mask, policy=policy)
+        assert_near(graph[real], clean[real])
     other = ids.masked_fill(~real, 7)
     graph = run_onnx(loaded, other, mask, policy=ONNXRUNTIME_CPU)
     assert_near(graph[real], clean[real])

@@ -35,7 +35,7 @@ def with_row(weights: Mapping[str, Weight], row: int, value: float) -> dict[str,
 
 @by_name
 def test_padding_never_leaks(case: Case, tmp_path: Path) -> None:
-    """NaN where nothing may be read; huge but finite values where the padded graph computes and discards."""
+    """NaN wherever a padding id would be read."""
     save(case, tmp_path)
     loaded = load(tmp_path)
     pad = loaded.cfg.position_pad or 0
@@ -52,11 +52,9 @@ def test_padding_never_leaks(case: Case, tmp_path: Path) -> None:
     torch.testing.assert_close(ours[real], expected, atol=0, rtol=0)
     assert bool(ours[~real].isnan().all())
 
-    packed = run_onnx(replace(loaded, weights=poisoned), ids, mask, policy=PACKED)
-    assert_near(packed[real], expected)
-    huge = {**loaded.weights, **with_row(source, pad, 1e4)}
-    padded = run_onnx(replace(loaded, weights=huge), ids, mask)
-    assert_near(padded[real], expected)
+    for policy in (ONNXRUNTIME_CPU, PACKED):
+        graph = run_onnx(replace(loaded, weights=poisoned), ids, mask, policy=policy)
+        assert_near(graph[real], expected)
 
 
 TWO_TYPES = (
