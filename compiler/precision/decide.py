@@ -9,7 +9,7 @@ import msgspec
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.precision.audit import Audit, Batch, audit
-from bei.compiler.precision.plan import plan_scales
+from bei.compiler.precision.plan import beyond_budget, plan_scales
 from bei.compiler.precision.policy import Mode, Policy, Wide, read_policy, units
 from bei.compiler.weights import Weight
 
@@ -26,8 +26,8 @@ def decide(
 ) -> Policy:
     """A hand-written ``file`` as it is (with the ranges it leads to); else scales from an audit, and
 
-    auto: islands where FP16 storage is not enough (with ``search``, which needs torch); fp16: none; bf16, fp32: every
-    unit. Raises InputError for an unusable file and EngineError when the audit cannot run.
+    auto: BF16 islands for what stays beyond its budget, and more where FP16 storage is not enough (with ``search``,
+    which needs torch); fp16: none; bf16, fp32: every unit. Raises InputError for an unusable file and EngineError when the audit cannot run.
     """
     head = compared_head(head)
     found = audit(cfg, head, weights, batches)
@@ -35,13 +35,21 @@ def decide(
         policy = msgspec.structs.replace(read_policy(file, cfg), ranges=found.ranges)
     else:
         policy = msgspec.structs.replace(plan_scales(cfg, found.ranges), mode=mode)
-        if mode in ("bf16", "fp32"):
-            policy = _throughout(policy, cfg, "bf16" if mode == "bf16" else "fp32")
-        elif mode == "auto" and search:
-            policy = _searched(cfg, head, weights, batches, found, policy)
     if policy.scales or policy.stream != 1.0:
         policy = msgspec.structs.replace(policy, folded=audit(cfg, head, weights, batches, policy).ranges)
-    return policy
+    if file is not None or mode == "fp16":
+        return policy
+    if mode != "auto":
+        return _throughout(policy, cfg, mode)
+    policy = _held_back(policy, cfg)
+    return _searched(cfg, head, weights, batches, found, policy) if search else policy
+
+
+def _held_back(policy: Policy, cfg: EncoderConfig) -> Policy:
+    """BF16 for the units that folding leaves beyond their budget, though these texts may not overflow yet."""
+    reasons = beyond_budget(cfg, policy.folded or policy.ranges)
+    islands: dict[str, Wide] = dict.fromkeys(reasons, "bf16")
+    return msgspec.structs.replace(policy, islands=islands, reasons=policy.reasons | reasons)
 
 
 def _throughout(policy: Policy, cfg: EncoderConfig, wide: Wide) -> Policy:

@@ -1,8 +1,9 @@
 """Islands by bisection: the few units that FP16 cannot hold even after folding become BF16 or FP32."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -36,8 +37,15 @@ class Trial:
 
     def cosine(self, policy: Policy) -> float:
         """The smallest cosine over all rows (tokens, for per-token heads); NaN counts as −1."""
+        return min(self.cosines(policy), default=1.0)
+
+    def passes(self, policy: Policy, threshold: float) -> bool:
+        """Whether every batch reaches ``threshold``; the first that does not ends it."""
+        return all(cosine >= threshold for cosine in self.cosines(policy))
+
+    def cosines(self, policy: Policy) -> Iterator[float]:
+        """The smallest cosine of each batch, computed as it is asked for."""
         storage = Storage(body=torch.float16, stream=self.stream, islands=policy.islands)
-        worst = 1.0
         for batch, expected in zip(self.batches, self.reference, strict=True):
             ids, mask, types = (torch.from_numpy(array) for array in batch)
             out = run_torch(
@@ -51,22 +59,31 @@ class Trial:
                 policy=policy,
                 tensors=self.tensors,
             )
-            worst = min(worst, _cosine(out, torch.from_numpy(expected), mask))
-        return worst
+            yield _cosine(out, torch.from_numpy(expected), mask)
+
+    def worst_first(self, cosines: Sequence[float]) -> Self:
+        """The same trial, whose first batch is the one that did worst: a bad policy then fails soon."""
+        order = sorted(range(len(cosines)), key=cosines.__getitem__)
+        return replace(
+            self, batches=[self.batches[i] for i in order], reference=[self.reference[i] for i in order]
+        )
 
 
 def add_islands(trial: Trial, policy: Policy, *, threshold: float = COSINE) -> Policy:
     """``policy`` with the fewest islands that reach ``threshold``: none if it already does, BF16 if that is enough,
     FP32 otherwise. If not even FP32 throughout does, every unit is FP32 (the caller's gate will say so). It says what
     cosine it reaches."""
-    plain = trial.cosine(policy)
+    cosines = list(trial.cosines(policy))
+    plain, trial = min(cosines, default=1.0), trial.worst_first(cosines)
     if plain >= threshold:
         return msgspec.structs.replace(policy, storage_cosine=plain)
     kinds: tuple[Wide, ...] = ("bf16", "fp32")
     for kind in kinds:
         chosen = smallest(units(trial.cfg), partial(_passes, trial, policy, kind, threshold))
         if chosen is not None:
-            found = _with(policy, chosen, kind, f"plain FP16 reaches cosine {plain:.6f}, need {threshold}")
+            found = _with(
+                policy, chosen, kind, f"without it FP16 reaches cosine {plain:.6f}, need {threshold}"
+            )
             break
     else:
         found = _with(policy, units(trial.cfg), "fp32", f"no mixture reaches cosine {threshold}")
@@ -97,7 +114,7 @@ def smallest(items: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> l
 
 
 def _passes(trial: Trial, policy: Policy, kind: Wide, threshold: float, subset: Sequence[str]) -> bool:
-    return trial.cosine(_with(policy, subset, kind, "")) >= threshold
+    return trial.passes(_with(policy, subset, kind, ""), threshold)
 
 
 def _with(policy: Policy, subset: Sequence[str], kind: Wide, reason: str) -> Policy:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from bei.adapters.config import EncoderConfig
-from bei.compiler.precision.policy import FP16_MAX, Policy, scalable
+from bei.compiler.precision.policy import FP16_MAX, Policy, scalable, unit_of
 
 HEADROOM = 8.0
 """Calibration texts are not all texts: a site must stay this factor below the FP16 maximum."""
@@ -24,6 +24,23 @@ def plan_scales(cfg: EncoderConfig, ranges: Mapping[str, float], *, fp16_stream:
             scales[site] = factor
     stream = _fit(tuple(_stream_sites(cfg, ranges, fp16_stream)), ranges, reasons, "stream")
     return Policy(stream=stream, scales=scales, ranges=dict(ranges), reasons=reasons)
+
+
+def beyond_budget(cfg: EncoderConfig, ranges: Mapping[str, float]) -> dict[str, str]:
+    """Units in which a stored value passes the budget, with the site and its value as the reason.
+
+    ``ranges`` are those of an engine whose residual stream is fp32, so the norms that read the stream do not count.
+    """
+    worst: dict[str, tuple[float, str]] = {}
+    for site, seen in ranges.items():
+        unit = unit_of(site)
+        stored = not (site.endswith(".in") and _reads_stream(cfg, site))
+        if unit is not None and stored and not seen <= max(BUDGET, worst.get(unit, (0.0, ""))[0]):
+            worst[unit] = (seen, site)
+    return {
+        unit: f"{site} reaches {seen:.3g}, budget {BUDGET:.0f}, and cannot be scaled"
+        for unit, (seen, site) in sorted(worst.items())
+    }
 
 
 def _groups(cfg: EncoderConfig) -> Iterator[tuple[str, tuple[str, ...]]]:

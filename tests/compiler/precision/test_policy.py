@@ -81,6 +81,23 @@ def test_fp16_has_scales_and_no_islands() -> None:
     assert not decided(model, mode="fp16").islands
 
 
+@pytest.mark.parametrize("search", [True, False])
+def test_what_cannot_be_scaled_and_has_no_headroom_left_is_wider_though_it_does_not_overflow(
+    search: bool,
+) -> None:
+    """GELU's result is stored as it is: at 3e4 these texts pass in FP16, but others may not."""
+
+    model = loaded("bert")
+    factor = 3e4 / decided(model, search=False).ranges["layers.1.hidden"]
+    up = {"layers.1.up.weight": factor, "layers.1.up.bias": factor, "layers.1.down.weight": 1 / factor}
+    policy = decided(
+        replace(model, weights=times(model.weights, lambda name: up.get(name, 1.0))), search=search
+    )
+    assert policy.islands == {"layers.1.mlp": "bf16"}
+    assert "budget 8188, and cannot be scaled" in policy.reasons["layers.1.mlp"]
+    assert 8188 < policy.ranges["layers.1.hidden"] < 65504
+
+
 def test_heads_are_left_out_of_the_comparison() -> None:
     steps = (Dense(name="head.0", out=2, act="identity"),)
     assert compared_head(Head(task="classify", pooling=("cls",), steps=steps)).steps == ()
