@@ -23,6 +23,7 @@ from bei.compiler.build import BuildOptions, compile_bundle
 from bei.compiler.engines import tensorrt
 from bei.compiler.engines.build import RTX_DEFAULT
 from bei.compiler.parity.matrix import check_entry
+from bei.compiler.precision.policy import Mode
 from bei.compiler.zoo.sources import fixture_or_weights
 from bei.compiler.zoo.zoo import ZooEntry, load_zoo
 
@@ -57,7 +58,7 @@ def build(folder: Path, target: str) -> dict[str, float]:
     """Seconds, peak resident memory and the plan's size of one build in this process."""
     with tempfile.TemporaryDirectory() as name:
         started = time.perf_counter()
-        precision = "auto" if target == "onnxruntime-cpu" else "fp16"
+        precision: Mode = "auto" if target == "onnxruntime-cpu" else "fp16"
         options = BuildOptions(
             repo=str(folder), out=Path(name, "bundle"), targets=(target,), precision=precision, offline=True
         )
