@@ -40,7 +40,7 @@ def run(url: str, batches: Sequence[Sequence[str]], connections: int) -> Load:
 
 async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> Load:
     parts = urlsplit(url)
-    requests = [_request(parts.path, parts.netloc, batch) for batch in batches]
+    requests = [request(parts.path, parts.netloc, batch) for batch in batches]
     waiting = list(reversed(range(len(batches))))
     latencies: list[float] = []
 
@@ -51,7 +51,7 @@ async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> 
             index = waiting.pop()
             began = time.perf_counter()
             writer.write(requests[index])
-            status, body = await _answer(reader)
+            status, body = await read_answer(reader)
             latencies.append(time.perf_counter() - began)
             if status != 200 or (first and len(json.loads(body)["data"]) != len(batches[index])):
                 raise SystemExit(f"{url}: status {status}: {body[:300]!r}")
@@ -64,13 +64,15 @@ async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> 
     return Load(texts=sum(map(len, batches)), seconds=seconds, latencies=sorted(latencies))
 
 
-def _request(path: str, host: str, texts: Sequence[str]) -> bytes:
-    body = json.dumps({"input": list(texts), "model": "benchmark"}).encode()
+def request(path: str, host: str, texts: Sequence[str], **fields: str) -> bytes:
+    """``fields`` beside the texts."""
+    body = json.dumps({"input": list(texts), "model": "benchmark", **fields}).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body. Raises asyncio.IncompleteReadError."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = int(head.split(None, 2)[1])
     if b"content-length:" in head:

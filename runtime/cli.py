@@ -12,10 +12,10 @@ from pathlib import Path
 from bei.errors import BeiError
 from bei.runtime.cold_start import ColdStart
 from bei.runtime.http.protocol import ConnectionLimits
-from bei.runtime.http.settings import Settings
+from bei.runtime.http.settings import DRAIN_SECONDS, Settings
 from bei.runtime.keys import find_keys
 from bei.runtime.listen import bind, check_certificate
-from bei.runtime.serve import Engines, Options, serve
+from bei.runtime.serve import Engines, Options, ServedAs, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +134,7 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--drain-seconds",
         type=_whole(0),
-        default=25,
+        default=DRAIN_SECONDS,
         metavar="N",
         help="time to finish accepted requests after a signal (default: %(default)s)",
     )
@@ -147,8 +147,8 @@ def _add_observation(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _bundles(args: argparse.Namespace) -> dict[str, str]:
-    """The name to serve, "" for the bundle's own, by folder. Raises BeiError."""
+def _bundles(args: argparse.Namespace) -> dict[str, ServedAs]:
+    """What to serve, by folder. Raises BeiError."""
     names = args.served_model_name or [""] * len(args.bundle)
     if len(names) != len(args.bundle):
         raise BeiError(
@@ -158,7 +158,7 @@ def _bundles(args: argparse.Namespace) -> dict[str, str]:
         raise BeiError(
             "bundles: the same folder is given twice. Use --replicas for several engines of one bundle."
         )
-    return dict(zip(args.bundle, names, strict=True))
+    return {path: ServedAs(name=name) for path, name in zip(args.bundle, names, strict=True)}
 
 
 def _engines(args: argparse.Namespace) -> Engines:

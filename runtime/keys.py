@@ -32,18 +32,20 @@ class Keys:
         return len(self._digests)
 
 
-def find_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> Keys | None:
-    """The keys of ``file`` (one a line, # begins a comment), else of BEI_API_KEYS (separated by commas or spaces).
+def find_keys(
+    file: Path | None, environment: Mapping[str, str] = os.environ, *, variable: str = VARIABLE
+) -> Keys | None:
+    """The keys of ``file`` (one a line, # begins a comment), else of ``variable`` (separated by commas or spaces).
 
     None when neither is given: the server is open. Raises BeiError, also for a file or variable without a key.
     """
     if file is not None:
         return Keys(_read(file), file)
-    if VARIABLE not in environment:
+    if variable not in environment:
         return None
-    keys = environment[VARIABLE].replace(",", " ").split()
+    keys = environment[variable].replace(",", " ").split()
     if not keys:
-        raise BeiError(f"{VARIABLE}: set, but holds no key. Unset it to serve without keys.")
+        raise BeiError(f"{variable}: set, but holds no key. Unset it to serve without keys.")
     return Keys(keys)
 
 

@@ -1,7 +1,8 @@
 """Which prompt goes before a text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from bei.errors import InputError
@@ -41,6 +42,20 @@ def resolve_prompt(
             if name in manifest.prompts:
                 return manifest.prompts[name]
     return manifest.prompts.get(manifest.default_prompt) if manifest.default_prompt is not None else None
+
+
+def with_prompts(manifest: Manifest, prompts: Mapping[str, str], default: str | None = None) -> Manifest:
+    """The manifest with ``prompts`` beside its own, before those of the same name, and with another ``default`` of them.
+
+    Raises InputError for a default that is none of them.
+    """
+    found = {**manifest.prompts, **prompts}
+    if default is not None and default not in found:
+        have = ", ".join(sorted(found)) or "none"
+        raise InputError(f"default_prompt: {default!r} is unknown; {manifest.name} has {have}.")
+    return msgspec.structs.replace(
+        manifest, prompts=found, default_prompt=manifest.default_prompt if default is None else default
+    )
 
 
 def check_promptable(inputs: Sequence[Input], prompt: str | None) -> None:

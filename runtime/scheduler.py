@@ -118,6 +118,16 @@ class Scheduler:
         return not self._closing and self.replicas_alive > 0
 
     @property
+    def lost(self) -> bool:
+        """Whether it was started and no engine lives any more."""
+        return bool(self._replicas) and not self.replicas_alive
+
+    @property
+    def lanes(self) -> int:
+        """Batches that the living engines run at a time."""
+        return sum(replica.executor.concurrency for replica in self._replicas if replica.alive)
+
+    @property
     def replicas(self) -> int:
         """Engines there are, alive or not."""
         return len(self._executors)
@@ -142,8 +152,7 @@ class Scheduler:
         """Measured over recent batches, all engines together; 0 before the first."""
         if not self._recent_seconds:
             return 0.0
-        lanes = sum(replica.executor.concurrency for replica in self._replicas if replica.alive)
-        return lanes * self._recent_tokens / self._recent_seconds
+        return self.lanes * self._recent_tokens / self._recent_seconds
 
     async def run(self, rows: Sequence[Row], *, timeout: float | None = None) -> list[Output]:
         """Each row's output, in order; if the caller is cancelled, what still waits is dropped.

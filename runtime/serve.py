@@ -63,13 +63,27 @@ class Options:
     otlp_endpoint: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedAs:
+    """How a bundle is offered: its ``name``, "" for its own; ``prompts`` by name beside its own, and which of all goes
+    before a text where none is asked for (None: the one that the bundle says)."""
+
+    name: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+
 def serve(
-    bundles: Mapping[str, str], engines: Engines, options: Options, listener: socket.socket, start: ColdStart
+    bundles: Mapping[str, ServedAs],
+    engines: Engines,
+    options: Options,
+    listener: socket.socket,
+    start: ColdStart,
 ) -> None:
-    """Load the ``bundles`` (served name, or "" for the bundle's own, by folder), listen, run until a signal. Raises BeiError."""
+    """Load the ``bundles`` (by folder), listen, run until a signal. Raises BeiError."""
     with contextlib.ExitStack() as stack:
         with stoppable():
-            services = stack.enter_context(_services(bundles, engines, options, start))
+            services = stack.enter_context(warm_services(bundles, engines, options, start))
             app = stack.enter_context(application(services, options, start))
             config = server_config(app, options)
             config.load()
@@ -93,14 +107,14 @@ def serve(
 
 
 @contextlib.contextmanager
-def _services(
-    bundles: Mapping[str, str], engines: Engines, options: Options, start: ColdStart
+def warm_services(
+    bundles: Mapping[str, ServedAs], engines: Engines, options: Options, start: ColdStart
 ) -> Iterator[list[Service]]:
-    """Every bundle loaded, every engine warm."""
+    """Every bundle loaded, every engine warm. Raises BeiError."""
     with contextlib.ExitStack() as stack:
         services: list[Service] = []
         cold: list[tuple[Model, list[Executor]]] = []
-        for path, name in bundles.items():
+        for path, served_as in bundles.items():
             model, running = stack.enter_context(
                 loaded(
                     path,
@@ -112,7 +126,12 @@ def _services(
                 )
             )
             service = Service(
-                model, name=name or None, max_queue_tokens=options.max_queue_tokens, engines=running
+                model,
+                name=served_as.name or None,
+                prompts=served_as.prompts,
+                default_prompt=served_as.default_prompt,
+                max_queue_tokens=options.max_queue_tokens,
+                engines=running,
             )
             cold.append((model, running))
             if service.name in {other.name for other in services}:

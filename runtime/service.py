@@ -2,10 +2,11 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from bei.runtime.entities import Entity, Strategy, check_strategy, entities, eve
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.model import Model
 from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite, scores
-from bei.runtime.prompts import check_promptable, resolve_prompt
+from bei.runtime.prompts import check_promptable, resolve_prompt, with_prompts
 from bei.runtime.scheduler import Scheduler
 from bei.runtime.tokenizer import Input, Pair, Side, Spans, Token, TokenIds
 
@@ -82,12 +83,15 @@ class Service:
         model: Model,
         *,
         name: str | None = None,
+        prompts: Mapping[str, str] = MappingProxyType({}),
+        default_prompt: str | None = None,
         max_queue_tokens: int,
         engines: Sequence[Executor] | None = None,
     ) -> None:
-        """``engines`` are equal ones to share the work; the model's own when not given."""
+        """``prompts`` and their default come beside the bundle's own and before them; ``engines`` are equal ones to share
+        the work; the model's own when not given. Raises InputError for a default that names no prompt."""
         self.name = name or model.manifest.name
-        self.manifest = model.manifest
+        self.manifest = with_prompts(model.manifest, prompts, default_prompt)
         self.model = model
         self.scheduler = Scheduler(
             engines or [model.executor], model.budget, max_queue_tokens=max_queue_tokens
@@ -102,6 +106,11 @@ class Service:
     def ready(self) -> bool:
         """Started, not draining, and with an engine that lives."""
         return self.scheduler.open
+
+    @property
+    def lost(self) -> bool:
+        """Started, but with no engine left: it will never answer again."""
+        return self.scheduler.lost
 
     async def close(self, drain_seconds: float) -> None:
         """Finish what was accepted, within ``drain_seconds``; refuse what is new."""

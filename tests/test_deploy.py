@@ -43,7 +43,7 @@ def test_the_image_is_installed_by_the_script_that_ci_runs() -> None:
     runs = [rest for name, rest in instructions() if name == "RUN" and "install-server" in rest]
     extras = {shlex.split(run)[-1] for run in runs}
     assert all(run.startswith("scripts/install-server /opt/bei ") for run in runs)
-    assert len(runs) == 2
+    assert len(runs) == 3
     known = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert {extra for group in extras for extra in group.split(",")} <= set(known)
     assert "scripts/install-server" in (ROOT / ".ci/run").read_text()
@@ -67,7 +67,7 @@ def test_the_image_takes_along_what_the_wheel_is_made_of() -> None:
 def test_the_image_starts_the_server_as_nobody_in_particular() -> None:
     found = instructions()
     users = [rest for name, rest in found if name == "USER"]
-    assert users == ["10001"]
+    assert users == ["10001", "0", "10001"]  # the Ray image installs something
     entry = json.loads(next(rest for name, rest in found if name == "ENTRYPOINT"))
     command = json.loads(next(rest for name, rest in found if name == "CMD"))
     assert entry[0] == "bei-serve"
@@ -78,7 +78,8 @@ def test_the_image_starts_the_server_as_nobody_in_particular() -> None:
 
 
 def test_the_image_checks_a_route_that_there_is() -> None:
-    (check,) = [rest for name, rest in instructions() if name == "HEALTHCHECK"]
+    check, of_ray = [rest for name, rest in instructions() if name == "HEALTHCHECK"]
+    assert of_ray == "NONE"  # Kubernetes asks the nodes of a Ray cluster
     path = re.search(r"http://127\.0\.0\.1:8080(/\w+)'", check)
     open_to_all = {path for operation in OPERATIONS if operation.tag == "health" for path in operation.paths}
     assert path is not None
@@ -87,7 +88,7 @@ def test_the_image_checks_a_route_that_there_is() -> None:
 
 def test_both_targets_exist() -> None:
     stages = re.findall(r"^FROM \S+ AS (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
-    assert {"cpu", "gpu"} <= set(stages)
+    assert {"cpu", "gpu", "ray"} <= set(stages)
     copied = re.findall(r"--from=(\S+)", (DEPLOY / "Dockerfile").read_text())
     assert set(copied) <= set(stages)
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from bei.errors import ShuttingDown
+from bei.errors import EngineLost, ShuttingDown
 from bei.runtime.http.errors import NOT_FOUND, UNHEALTHY, tei_error
 from bei.runtime.http.operation import Answer, Call, Operation
 
@@ -35,6 +35,7 @@ async def health(call: Call, _: None) -> Answer:
 
 
 async def nim_live(call: Call, _: None) -> Answer:
+    check_alive(call)
     return Answer(content=NimHealth(message="live"))
 
 
@@ -44,6 +45,7 @@ async def nim_ready(call: Call, _: None) -> Answer:
 
 
 async def kserve_live(call: Call, _: None) -> Answer:
+    check_alive(call)
     return Answer(content=KServeLive())
 
 
@@ -63,6 +65,12 @@ def check_ready(call: Call) -> None:
         raise ShuttingDown("unhealthy")
 
 
+def check_alive(call: Call) -> None:
+    """A server that drains lives; one whose engines are gone for good has to be started again."""
+    if any(service.lost for service in call.served):
+        raise EngineLost("no engine is left")
+
+
 OPERATIONS = (
     Operation(
         name="health",
@@ -76,9 +84,10 @@ OPERATIONS = (
     Operation(
         name="nim_live",
         paths=("/v1/health/live",),
-        summary="200 as long as the server answers at all.",
+        summary="200 as long as the server can answer, now or later; 503 when it has to be started again.",
         handle=nim_live,
         tag=TAG,
+        may_fail=(UNHEALTHY,),
         gives=NimHealth,
     ),
     Operation(
@@ -93,9 +102,10 @@ OPERATIONS = (
     Operation(
         name="kserve_live",
         paths=("/v2/health/live",),
-        summary="200 as long as the server answers at all.",
+        summary="200 as long as the server can answer, now or later; 503 when it has to be started again.",
         handle=kserve_live,
         tag=TAG,
+        may_fail=(UNHEALTHY,),
         gives=KServeLive,
     ),
     Operation(

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+DRAIN_SECONDS = 25
+"""Less than the 30 s that most orchestrators wait before they kill."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
@@ -11,6 +14,6 @@ class Settings:
     """
 
     max_body_bytes: int = 32 << 20
-    drain_seconds: float = 30.0
+    drain_seconds: float = DRAIN_SECONDS
     strict_model_name: bool = False
     always_normalize: bool = False

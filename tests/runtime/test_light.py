@@ -36,7 +36,12 @@ def loaded(code: str, names: tuple[str, ...]) -> list[str]:
     "module", ["bei.runtime.http.app", "bei.runtime.cli", "bei.runtime.inspect_cli", "bei.runtime.corpus.run"]
 )
 def test_the_server_is_light(module: str) -> None:
-    assert loaded(f"import {module}", HEAVY) == []
+    assert loaded(f"import {module}", (*HEAVY, "ray")) == []
+
+
+def test_a_replica_on_ray_is_light() -> None:
+    pytest.importorskip("ray.serve", reason="needs ray (extra: ray)")
+    assert loaded("import bei.runtime.ray_serve", HEAVY) == []
 
 
 def test_import_bei_costs_nothing() -> None:

@@ -57,6 +57,7 @@ def test_a_signal_drains_then_the_process_ends_well(folder: str) -> None:
         thread = started_asking(url, "world", answers)
         process.send_signal(signal.SIGTERM)
         until(lambda: held.get("/health").status_code == 503)
+        assert held.get("/v1/health/live").status_code == 200
         refused = ask(url)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after-ms"]) > 0
@@ -159,6 +160,7 @@ def test_without_any_engine_the_server_is_not_healthy(folder: str) -> None:
         assert codes == sorted(codes)
         assert set(codes) == {200, 503}
         assert httpx.get(f"{url}/health").status_code == 503
+        assert httpx.get(f"{url}/v1/health/live").status_code == 503
 
 
 def test_tls(folder: str, tmp_path: Path) -> None:

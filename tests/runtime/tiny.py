@@ -59,8 +59,8 @@ def library() -> tokenizers.Tokenizer:
     return made
 
 
-def weights(classes: int) -> dict[str, Array]:
-    rng = np.random.default_rng(0)
+def weights(classes: int, seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
     made = {
         "tokens": rng.normal(size=(len(WORDS), DIM)),
         "types": rng.normal(size=(2, DIM)),
@@ -77,9 +77,10 @@ def expected(
     task: Task = "embed",
     classes: int = 0,
     skip: int = 0,
+    seed: int = 0,
 ) -> Array:
     """What the graph computes for one row, `skip` leading tokens kept out of the pooling."""
-    w = weights(classes)
+    w = weights(classes, seed)
     x_LD = w["tokens"][list(ids)] + w["types"][list(types or [0] * len(ids))]
     if task == "token-classify":
         return np.asarray(x_LD @ w["classifier"], np.float32)
@@ -88,11 +89,14 @@ def expected(
     return np.asarray(out, np.float32)
 
 
-def write_bundle(folder: Path, *, task: Task = "embed", labels: Sequence[str] = (), **changes: Any) -> Path:
-    """A complete bundle. ``changes`` replace manifest fields; HeadSpec's and Limits' go by their own names."""
+def write_bundle(
+    folder: Path, *, task: Task = "embed", labels: Sequence[str] = (), seed: int = 0, **changes: Any
+) -> Path:
+    """A complete bundle, other weights with another ``seed``. ``changes`` replace manifest fields; HeadSpec's and Limits'
+    go by their own names."""
     folder.mkdir(parents=True)
     skips_prompt = not changes.get("include_prompt", True)
-    save_file(weights(len(labels)), folder / "model.safetensors")
+    save_file(weights(len(labels), seed), folder / "model.safetensors")
     model = _graph(folder / "model.safetensors", task, len(labels), skips_prompt)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     library().save(str(folder / "tokenizer.json"))

@@ -11,6 +11,7 @@ from tests.runtime.http.test_tei import ids
 from tests.runtime.serving import serving
 from tests.runtime.tiny import DIM, expected, write_bundle
 
+from bei.errors import InputError
 from bei.runtime.http.operations import OPERATIONS
 from bei.runtime.model import Model, load
 from bei.runtime.service import Service
@@ -65,6 +66,22 @@ def test_nims_suffix_is_an_input_type(http: httpx.Client) -> None:
     ):
         (item,) = embed(http, model=model).json()["data"]
         np.testing.assert_allclose(item["embedding"], expected(ids(text)), atol=1e-6)
+
+
+def test_prompts_that_the_operator_adds(models: dict[str, Model]) -> None:
+    told = {"query": "b ", "passage": "c "}
+    service = Service(models["embed"], prompts=told, default_prompt="passage", max_queue_tokens=1 << 20)
+    with serving(service) as url, httpx.Client(base_url=url) as http:
+        for options, text in (
+            ({"prompt_name": "query"}, "b a"),
+            ({"input_type": "passage"}, "c a"),
+            ({}, "c a"),
+        ):
+            (item,) = embed(http, **options).json()["data"]
+            np.testing.assert_allclose(item["embedding"], expected(ids(text)), atol=1e-6)
+        assert http.get("/v1/bundles").json()[0]["prompts"] == told
+    with pytest.raises(InputError, match="default_prompt: 'other' is unknown; tiny has query"):
+        Service(models["embed"], default_prompt="other", max_queue_tokens=1 << 20)
 
 
 @pytest.mark.parametrize(
