@@ -60,7 +60,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         what = "not a folder" if given.exists() else "no such folder"
         raise BundleError(f"{given}: {what}. A bundle is the folder that bei-compile writes.")
     folder = given.resolve()
-    manifest = _read_manifest(folder / MANIFEST_FILE)
+    manifest = read_manifest(folder)
     bundle = Bundle(path=folder, manifest=manifest)
     _check_references(bundle)
     _refuse(bundle, [_structure_problem(folder, name, record) for name, record in manifest.files.items()])
@@ -125,7 +125,9 @@ def unproven(manifest: Manifest, record: EngineRecord, device: int = 0) -> str |
     return f"it passed parity on {proven}, this is {here}. Run bei-parity here, or pass --allow-unverified."
 
 
-def _read_manifest(file: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """A bundle's manifest alone, no file of it checked. Raises BundleError."""
+    file = folder / MANIFEST_FILE
     try:
         mode = file.lstat().st_mode
         if not stat.S_ISREG(mode):
@@ -134,7 +136,7 @@ def _read_manifest(file: Path) -> Manifest:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         raise BundleError(
-            f"{file.parent}: no {MANIFEST_FILE}, so this is no bundle. Build one with bei-compile."
+            f"{folder}: no {MANIFEST_FILE}, so this is no bundle. Build one with bei-compile."
         ) from None
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}).") from None

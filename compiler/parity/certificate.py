@@ -22,10 +22,9 @@ from bei.manifest import (
     Manifest,
     ParityRecord,
     Verdict,
-    decode_manifest,
     encode_manifest,
 )
-from bei.runtime.bundle import read_bundle
+from bei.runtime.bundle import read_bundle, read_manifest
 
 REPORT_FILE = "parity.json"
 PAGE_FILE = "parity.html"
@@ -49,7 +48,7 @@ def certify(bundle: Path, report: ParityReport) -> Manifest:
 
 def discard_damaged(bundle: Path) -> bool:
     """Drop a certificate whose files are not those the manifest lists; every verdict is then "not run". True if so."""
-    manifest = _manifest_alone(bundle)
+    manifest = read_manifest(bundle)
     listed = {name: manifest.files[name] for name in (REPORT_FILE, PAGE_FILE) if name in manifest.files}
     if all(_intact(bundle / name, record) for name, record in listed.items()):
         return False
@@ -137,14 +136,6 @@ def _earlier(bundle: Path, manifest: Manifest) -> ParityReport | None:
         return decode_report(path.read_bytes(), str(path))
     except ParityError:
         return None
-
-
-def _manifest_alone(bundle: Path) -> Manifest:
-    path = bundle / MANIFEST_FILE
-    try:
-        return decode_manifest(path.read_bytes(), str(path))
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}). Is this a bundle?") from None
 
 
 def _intact(path: Path, record: FileRecord) -> bool:

@@ -82,7 +82,7 @@ def test_a_torn_certificate_is_replaced(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}/none"], "cannot be read"),
+        (["{tmp}/none"], "this is no bundle"),
         (["{bundle}", "--texts", "{tmp}/none.txt"], "cannot be read"),
         (["{bundle}", "--texts", "{texts}", "--full"], "--full is about the built-in texts"),
         (["{bundle}", "--texts", "{texts}", "--target", "cuda-sm90"], "no engine for target 'cuda-sm90'"),
