@@ -9,22 +9,14 @@ from bei.errors import EngineError
 
 ATTENTION_OPS = frozenset({"Attention", "TRT_Attention"})
 
-_BYTES: dict[int, int] = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.BFLOAT16: 2,
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphFacts:
-    """``inputs``: name → symbolic axes, such as ("batch", "sequence"). ``external``: initializers whose bytes lie
-    outside the graph → their size in bytes. ``products``: MatMul node → the weight it multiplies with, such as
-    layers.3.up. ``attentions``: attention node → its place, such as layers.3.attention, in order. A node whose weight
-    is not found stands for itself."""
+    """``inputs``: name → symbolic axes, such as ("batch", "sequence"). ``products``: MatMul node → the weight it
+    multiplies with, such as layers.3.up. ``attentions``: attention node → its place, such as layers.3.attention, in
+    order. A node whose weight is not found stands for itself."""
 
     inputs: Mapping[str, tuple[str, ...]]
-    external: Mapping[str, int]
     attentions: Mapping[str, str]
     products: Mapping[str, str]
 
@@ -38,11 +30,6 @@ def read_graph(graph: bytes) -> GraphFacts:
     products = _products(main)
     return GraphFacts(
         inputs={value.name: _axes(value) for value in main.input},
-        external={
-            tensor.name: _size(tensor)
-            for tensor in main.initializer
-            if tensor.data_location == onnx.TensorProto.EXTERNAL
-        },
         attentions=_attentions(main, products),
         products=products,
     )
@@ -59,16 +46,6 @@ def decomposable(graph: bytes) -> bytes:
 
 def _axes(value: onnx.ValueInfoProto) -> tuple[str, ...]:
     return tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    if tensor.data_type not in _BYTES:
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
-        raise EngineError(f"graph: weight {tensor.name} is {kind}, need FLOAT, FLOAT16 or BFLOAT16.")
-    elements = 1
-    for dim in tensor.dims:
-        elements *= dim
-    return elements * _BYTES[tensor.data_type]
 
 
 def _products(main: onnx.GraphProto) -> dict[str, str]:

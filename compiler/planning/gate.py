@@ -47,12 +47,15 @@ def check_host(plans: Sequence[MemoryPlan], free: int | None) -> None:
 
 
 def check_disk(plans: Sequence[MemoryPlan], sources: int, where: Path) -> None:
-    """``where`` must have room for the checkpoint's ``sources`` bytes and every plan. Raises EngineError."""
-    needed, free = sources + sum(plan.disk for plan in plans), shutil.disk_usage(where).free
+    """``where`` must have room for the checkpoint's ``sources`` bytes, every plan, and FP16 weights while one is built.
+    Raises EngineError."""
+    built, scratch = sum(plan.disk for plan in plans), max((plan.scratch for plan in plans), default=0)
+    needed, free = sources + built + scratch, shutil.disk_usage(where).free
     if needed > free:
         raise EngineError(
-            f"{where}: the bundle needs about {decimal(needed)} of disk (weights {decimal(sources)}, plans "
-            f"{decimal(needed - sources)}), and {decimal(free)} are free. Free some space, or give another --out."
+            f"{where}: the build needs about {decimal(needed)} of disk (weights {decimal(sources)}, plans "
+            f"{decimal(built)}, FP16 weights while it runs {decimal(scratch)}), and {decimal(free)} are free. "
+            "Free some space, or give another --out."
         )
 
 

@@ -20,7 +20,6 @@ def test_facts_of_a_packed_encoder(tmp_path: Path) -> None:
         "pad_index": ("batch", "sequence"),
         "attention_mask": ("batch", "sequence"),
     }
-    assert facts.external == {name: weight.nbytes for name, weight in emitted.weights.items()}
     assert list(facts.attentions.values()) == ["layers.0.attention", "layers.1.attention"]
     layers = (f"layers.{i}.{n}" for i in range(2) for n in ("q", "k", "v", "o", "up", "down"))
     assert sorted(facts.products.values()) == sorted(layers)

@@ -1,6 +1,7 @@
 """bei-compile --plan and --card as their users meet them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,13 +96,37 @@ def test_the_manifest_says_what_was_planned_and_what_was_built(
     assert memory["reported_activation_bytes"] == [profile.activation_bytes for profile in engine.profiles]
 
 
-def test_an_eight_billion_model_is_planned_without_reading_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "large"
+@pytest.fixture(scope="module")
+def eight_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every layer of the real shape, in files of the real size that are holes."""
+    folder = tmp_path_factory.mktemp("planning") / "large"
     facts = facts_of("nvidia/llama-embed-nemotron-8b")
     write_fixture(facts, folder, FixtureOptions(full_width=True, layers=32, sparse=True))
-    assert main(["--repo", str(folder), "--plan", "--json", "--target", RTX, "--max-length", "512"]) == 0
+    return folder
+
+
+def test_an_eight_billion_model_is_planned_without_reading_it(
+    eight_billion: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--repo", str(eight_billion), "--plan", "--json", "--target", RTX]
+    assert main([*arguments, "--max-length", "512"]) == 0
     (engine,) = json.loads(capsys.readouterr().out)["engines"]
     assert engine["weights_bytes"] > 14 * 10**9
     assert engine["host_bytes"] > 1.3 * engine["plan_bytes"]
+
+
+@pytest.mark.skipif(tensorrt.available("tensorrt-rtx") is not None, reason="needs TensorRT-RTX")
+def test_an_eight_billion_model_is_refused_with_what_it_needs_and_is_not_read(
+    eight_billion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "free_memory", lambda: 16 * 10**9)
+    monkeypatch.setattr(build, "check_finite", lambda *_: pytest.fail("the weights were read"))
+    out = tmp_path / "out"
+    arguments = ["--repo", str(eight_billion), "--no-parity", "--target", RTX, "--out", str(out)]
+    assert main([*arguments, "--max-length", "512"]) == 2
+    said = capsys.readouterr().err
+    needs = re.search(r"building needs about ([\d.]+) GB of memory .* a plan of ([\d.]+) GB", said)
+    assert needs is not None
+    assert float(needs[1]) > float(needs[2]) > 14
+    assert "16.0 GB are free here. Build on a machine with more memory" in said
+    assert not out.exists()

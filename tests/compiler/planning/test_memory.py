@@ -10,7 +10,7 @@ import pytest
 
 from bei.compiler.planning.cards import CARDS, Card, card
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
-from bei.compiler.planning.memory import RESERVE, MemoryPlan, Subject, compare, plan_memory
+from bei.compiler.planning.memory import RESERVE, MemoryPlan, Subject, compare, halved_weights, plan_memory
 from bei.compiler.target import parse_target
 from bei.errors import EngineError, InputError
 from bei.manifest import EngineRecord, Limits, Profile
@@ -87,13 +87,19 @@ def test_a_host_or_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.
     check_host([plan], None)
     check_host([plan], plan.host)
     with pytest.raises(
-        EngineError, match=rf"{RTX.replace('+', '.')}: building needs about .* of memory \(4\.0 times"
+        EngineError, match=rf"{RTX.replace('+', '.')}: building needs about .* of memory \(1\.7 times"
     ):
         check_host([plan], plan.host - 1)
     check_disk([plan], 0, tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda where: SimpleNamespace(free=plan.disk))
-    with pytest.raises(EngineError, match=r"the bundle needs about .* of disk \(weights 1\.0 GB, plans"):
-        check_disk([plan], 10**9, tmp_path)
+    assert plan.scratch == halved_weights(random_weights(BASE, tmp_path)) > plan.disk // 2
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda where: SimpleNamespace(free=2 * plan.disk + plan.scratch)
+    )
+    check_disk([plan, plan], 0, tmp_path)  # one is built after the other
+    with pytest.raises(
+        EngineError, match=r"the build needs about .* of disk \(weights 1 bytes?, plans .*, FP16"
+    ):
+        check_disk([plan, plan], 1, tmp_path)
 
 
 def test_free_memory_is_a_number_or_unknown() -> None:
