@@ -138,12 +138,19 @@ def warm_services(
                 raise BeiError(
                     f"{path}: a second model named {service.name!r}. Name each with --served-model-name."
                 )
+            _say_skipped(service)
             services.append(service)
         start.reached("loaded")
         for model, running in cold:
             model.warm_up(running)
         start.reached("warm")
         yield services
+
+
+def _say_skipped(service: Service) -> None:
+    """Why the engines that come first in the bundle's fallback chain are not the one that runs."""
+    for skip in service.model.choice.skipped:
+        print(f"bei-serve: {service.name}: not {skip.target}: {skip.reason}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

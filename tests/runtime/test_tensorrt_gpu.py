@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.compiler.engines.small import BERT, HEAD, graph, options
-from tests.runtime.test_tensorrt_executor import bundle_manifest
+from tests.runtime.tensorrt_double import bundle_manifest
 
 from bei.compiler.engines import tensorrt as builder
 from bei.compiler.lowering.torch_ops import run_torch
