@@ -3,6 +3,7 @@
 bei-export BUNDLE --format triton                  a Triton model repository: tokenizer step, engine, ensemble
 bei-export BUNDLE --format onnx                    one folder for ONNX Runtime, Optimum, fastembed
 bei-export BUNDLE --format sentence-transformers   a folder for SentenceTransformer(folder, backend="onnx")
+bei-export BUNDLE --format trtexec                 a plan, inputs, and the trtexec or tensorrt_rtx commands that load it
 
 Exit codes: 0 done; 2 the input is not usable; 130 interrupted. An export appears complete or not at all.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bei.compiler.cli import report_errors
-from bei.compiler.export import onnx_folder, sentence_folder, triton
+from bei.compiler.export import onnx_folder, sentence_folder, triton, trtexec
 from bei.compiler.export.folder import new_folder
 from bei.manifest import EngineRecord
 from bei.runtime.bundle import Bundle, open_bundle
@@ -32,6 +33,7 @@ FORMATS: dict[str, Write] = {
     "triton": triton.write,
     "onnx": onnx_folder.write,
     "sentence-transformers": sentence_folder.write,
+    "trtexec": trtexec.write,
 }
 
 

@@ -245,20 +245,28 @@ def _readme(manifest: Manifest, record: EngineRecord, name: str) -> str:
             {"name": n, "shape": [1, 1], "datatype": "BYTES", "data": data[n]} for n in _text_inputs(manifest)
         ]
     }
-    version = record.tool_versions.get(record.backend, "")
-    needs = (
-        ""
-        if record.backend != "tensorrt"
-        else f"The plan is read by TensorRT {version} alone, on {record.target}."
-    )
     names = ", ".join(f"`{prompt}`" for prompt in manifest.prompts)
     prompts = f' A prompt is chosen with `"parameters": {{"prompt_name": …}}`: {names}.' if names else ""
     return README.format(
         name=name,
-        needs=needs,
+        needs=_needs(record),
         rows=largest_batch(manifest.limits),
         length=manifest.limits.max_length,
         body=json.dumps(body),
         output=manifest.head.output,
         prompts=prompts,
+    )
+
+
+def _needs(record: EngineRecord) -> str:
+    """Who reads a plan; nothing for an ONNX model."""
+    if record.backend != "tensorrt":
+        return ""
+    version = record.tool_versions.get(record.backend, "")
+    where = f"on compute capability {', '.join(record.compute_capabilities)}"
+    if not record.version_compatible:
+        return f"The plan is read by TensorRT {version} alone, {where}."
+    return (
+        f"The plan is read by TensorRT {version} and later, {where}; it holds code, so Triton wants "
+        "`--backend-config=tensorrt,version-compatible=true`."
     )
