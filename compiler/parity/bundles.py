@@ -57,9 +57,11 @@ def check_bundle(
     *,
     targets: Sequence[str] = (),
     make_reference: MakeReference = default_reference,
+    runner: registry.Backend = registry,
     progress: Progress = QUIET,
 ) -> ParityReport:
     """Measure ``targets``, by default every engine; one that cannot run here is listed as not run, and proven in torch.
+    ``runner`` runs them.
 
     Raises ParityError for texts that do not fit the task or where there is no reference, and BundleError for a target
     the bundle does not have.
@@ -70,7 +72,8 @@ def check_bundle(
     with progress.stage("reference", len(texts.samples), unit="items"):
         reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
         expected = expect(reference, texts.samples, texts.source)
-    return _report(manifest, [_engine(bundle, checkpoint, record, expected, progress) for record in records])
+    engines = [_engine(bundle, checkpoint, record, expected, runner, progress) for record in records]
+    return _report(manifest, engines)
 
 
 def without_reference(bundle: Bundle, reason: str) -> ParityReport:
@@ -141,11 +144,16 @@ def require_source(folder: Path, manifest: Manifest, progress: Progress = QUIET)
 
 
 def _engine(
-    bundle: Bundle, checkpoint: Path, record: EngineRecord, expected: Expected, progress: Progress
+    bundle: Bundle,
+    checkpoint: Path,
+    record: EngineRecord,
+    expected: Expected,
+    runner: registry.Backend,
+    progress: Progress,
 ) -> EngineReport:
     """The engine's report; where it did not pass, with the rung below, which says why or how far it is proven."""
     with progress.stage(record.target, len(expected.samples), unit="items"):
-        report = _measure(bundle, record, expected)
+        report = _measure(bundle, record, expected, runner)
         if report.verdict == "passed":
             return report
         policy = PLAIN if record.precision == "fp32" else policy_of(bundle.manifest)
@@ -162,12 +170,14 @@ def _judged(report: EngineReport) -> EngineReport:
     return msgspec.structs.replace(report, verdict="failed", reason=reason)
 
 
-def _measure(bundle: Bundle, record: EngineRecord, expected: Expected) -> EngineReport:
-    reason = registry.available(record)
+def _measure(
+    bundle: Bundle, record: EngineRecord, expected: Expected, runner: registry.Backend
+) -> EngineReport:
+    reason = runner.available(record)
     if reason is not None:
         return not_run(record.target, record.precision, f"built, not executed: {reason}")
     try:
-        with bundle_engine(bundle, record) as engine:
+        with bundle_engine(bundle, record, runner) as engine:
             return check_engine(engine, expected)
     except EngineError as error:  # it should run here, but cannot be loaded
         return msgspec.structs.replace(not_run(record.target, record.precision, str(error)), verdict="failed")

@@ -1,7 +1,8 @@
 """bei-parity: a bundle's engines against Hugging Face, on built-in texts or on the user's own.
 
 Exit codes: 0 every engine that ran passed; 1 one did not; 2 the input is not usable, or nothing could run here.
-The bundle's certificate is updated in place; ``--json`` and ``--html`` write copies. With ``--zoo`` every model of a zoo
+The bundle's certificate is updated in place; ``--json`` and ``--html`` write copies. ``--runner polygraphy`` checks the
+engines without this project's executors, and leaves the certificate, which is about both, as it is. With ``--zoo`` every model of a zoo
 file is compiled for the CPU and checked; 1 then means that one did not pass.
 """
 
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bei.compiler.cli import report_errors
+from bei.compiler.parity import polygraphy_runner
 from bei.compiler.parity.bundles import (
     Texts,
     builtin_texts,
@@ -32,8 +34,10 @@ from bei.compiler.parity.text_files import read_texts
 from bei.compiler.progress import Progress, for_stderr
 from bei.errors import ParityError
 from bei.runtime.bundle import Bundle, open_bundle
+from bei.runtime.executors import registry
 
 MARKS = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: ""}
+RUNNERS: dict[str, registry.Backend] = {"bei": registry, "polygraphy": polygraphy_runner}
 COLOURS = {"passed": "green", "failed": "bold red", "not run": "yellow"}
 
 
@@ -45,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--texts", type=Path, metavar="FILE", help="your own texts: txt, jsonl, csv or parquet")
     p.add_argument("--full", action="store_true", help="more of the built-in texts")
     p.add_argument("--target", action="append", default=[], help="repeatable; default: all that run here")
+    p.add_argument(
+        "--runner",
+        choices=tuple(RUNNERS),
+        default="bei",
+        help="what runs the engines (default: %(default)s); polygraphy is a cross-check by NVIDIA's tool (ONNX Runtime on "
+        "the CPU, TensorRT and TensorRT-RTX plans; needs bei[polygraphy]) that changes no certificate",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="write a copy of the report")
     p.add_argument("--html", type=Path, metavar="FILE", help="write a copy of the page")
     p.add_argument("--zoo", type=Path, metavar="FILE", help="every model of a zoo file instead of a bundle")
@@ -72,8 +83,11 @@ def _run(args: argparse.Namespace) -> int:
     texts = _texts(args, bundle)
     with ExitStack() as stack:
         checkpoint = _checkpoint(args.checkpoint, bundle, stack, progress)
-        report = check_bundle(bundle, checkpoint, texts, targets=args.target, progress=progress)
-    certify(bundle.path, report)
+        report = check_bundle(
+            bundle, checkpoint, texts, targets=args.target, runner=RUNNERS[args.runner], progress=progress
+        )
+    if args.runner == "bei":
+        certify(bundle.path, report)
     write_copies(args.json, encode_report(report), args.html, render(report))
     show(report, Console())
     if report.verdict == "not run":

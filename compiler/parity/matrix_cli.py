@@ -19,7 +19,7 @@ WIDTH = 160
 
 def run_zoo(args: argparse.Namespace) -> int:
     """Exit code: 0 every model passed, 1 one did not. Raises BeiError where nothing could be tried."""
-    if args.bundle or args.checkpoint or args.texts or args.full or args.target:
+    if args.bundle or args.checkpoint or args.texts or args.full or args.target or args.runner != "bei":
         raise ParityError(
             "bei-parity: --zoo goes with --only, --weights, --workers, --json and --html alone. Leave out the rest."
         )

@@ -15,13 +15,13 @@ from bei.errors import EngineError
 from bei.gpu import device_class
 from bei.manifest import EngineRecord, HeadSpec, Limits, Manifest
 from bei.runtime.batching import plan
-from bei.runtime.bundle import Bundle
+from bei.runtime.bundle import Bundle, Choice
 from bei.runtime.entities import Strategy, entities
 from bei.runtime.executor import Row
-from bei.runtime.model import Model, load
+from bei.runtime.executors import registry
+from bei.runtime.model import Model
 from bei.runtime.prompts import resolve_prompt
-from bei.runtime.rescue import Rescue
-from bei.runtime.tokenizer import Pair, Tokenizer
+from bei.runtime.tokenizer import Pair, Tokenizer, open_tokenizer
 
 F32 = npt.NDArray[np.float32]
 Result = TypeVar("Result")
@@ -67,7 +67,8 @@ class BundleEngine:
     def versions(self) -> Mapping[str, str]:
         """The build's tools, in the versions that run now where the executor knows them."""
         running = self.model.executor.describe()
-        return {tool: str(running.get(tool, built)) for tool, built in self.record.tool_versions.items()}
+        versions = {tool: str(running.get(tool, built)) for tool, built in self.record.tool_versions.items()}
+        return versions | {name: str(running[name]) for name in ("polygraphy",) if name in running}
 
     def rows(self, samples: Sequence[Sample]) -> list[Row]:
         return tokenize(self.model.manifest, self.model.tokenizer, samples)
@@ -111,10 +112,16 @@ class BundleEngine:
 
 
 @contextmanager
-def bundle_engine(bundle: Bundle, record: EngineRecord) -> Iterator[BundleEngine]:
-    """Load one engine, certified or not; it is closed afterwards. Raises EngineError or BundleError."""
-    with load(bundle.path, target=record.target, allow_unverified=True) as model:
-        model.rescue = Rescue()  # numbers as this engine gives them, repaired by no other
+def bundle_engine(
+    bundle: Bundle, record: EngineRecord, runner: registry.Backend = registry
+) -> Iterator[BundleEngine]:
+    """Load one engine, certified or not, and with no other to repair its numbers; it is closed afterwards.
+
+    Raises EngineError or BundleError.
+    """
+    tokenizer = open_tokenizer(bundle)
+    executor = runner.create(bundle.path, record, bundle.manifest)
+    with Model(bundle, Choice(record=record), tokenizer, executor) as model:
         yield BundleEngine(model=model)
 
 
