@@ -16,6 +16,7 @@ from bei.compiler.checkpoint.load import LoadedModel, load_model
 from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from bei.compiler.encoder import output_width
 from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
+from bei.compiler.engines.portability import NOT_PORTABLE, Portability
 from bei.compiler.lowering.signature import signature
 from bei.compiler.planning.cards import card
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
@@ -25,7 +26,7 @@ from bei.compiler.precision.decide import decide
 from bei.compiler.precision.policy import PLAIN, Mode, Policy
 from bei.compiler.progress import QUIET, Progress
 from bei.compiler.target import Target, parse_target
-from bei.compiler.weights import check_shapes
+from bei.compiler.weights import check_finite, check_shapes
 from bei.errors import CheckpointError, InputError
 from bei.manifest import (
     SCHEMA_VERSION,
@@ -47,7 +48,7 @@ class BuildOptions:
     """``targets`` empty: those this machine can build. ``max_length`` None: what the checkpoint serves.
 
     ``precision`` of FP16 engines, or a hand-written ``policy`` file; ``calibration`` a file of texts for the audit.
-    ``card``: a GPU that the engines must fit. ``timing_cache``: see `TensorRtOptions`.
+    ``card``: a GPU that the engines must fit. ``timing_cache``, ``portability``: see `TensorRtOptions`.
     """
 
     repo: str
@@ -65,6 +66,7 @@ class BuildOptions:
     token: str | None = None
     card: str | None = None
     timing_cache: Path | None = None
+    portability: Portability = NOT_PORTABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +84,8 @@ Certify = Callable[[Path, Path], Manifest]
 verdict in the bundle and returns the new manifest."""
 
 
-def read_model(options: BuildOptions, progress: Progress = QUIET, *, values: bool = True) -> Model:
-    """What is wrong with a checkpoint is refused here, before anything is written; without ``values`` no weight is
-    looked at."""
+def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
+    """What is wrong with a checkpoint's files and shapes is refused here; no weight is looked at."""
     checkpoint = open_checkpoint(
         options.repo,
         revision=options.revision,
@@ -93,7 +94,7 @@ def read_model(options: BuildOptions, progress: Progress = QUIET, *, values: boo
         progress=progress,
     )
     adapter = adapter_for(checkpoint.config)
-    loaded = load_model(checkpoint, adapter, values=values)
+    loaded = load_model(checkpoint, adapter, values=False)
     needs = signature(loaded.cfg, loaded.head)
     check_shapes(checkpoint.name, loaded.weights, needs.needed, needs.optional)
     return Model(
@@ -108,7 +109,7 @@ def plan_build(options: BuildOptions, progress: Progress = QUIET) -> tuple[list[
     """The memory of every engine asked for, whether it can be built here or not, and the targets that have no plan.
     Raises BeiError, also for a named card that the build does not fit."""
     targets = _targets(options)
-    model = read_model(options, progress, values=False)
+    model = read_model(options, progress)
     plans = _memory(model, options, targets)
     planned = {plan.target for plan in plans}
     return plans, [target for target in targets if target.name not in planned]
@@ -130,6 +131,9 @@ def compile_bundle(
     out = options.out or Path(f"{model.checkpoint.name}.bundle")
     memory = _memory(model, options, targets)
     check_host(memory, free_memory())
+    check_finite(
+        model.checkpoint.name, model.loaded.weights
+    )  # reads every byte: after all that can be refused without
     source = source_record(model.checkpoint, progress)
     check_disk(memory, sum(record.size for record in source.files.values()), out.absolute().parent)
     with writing(out) as writer:
@@ -145,14 +149,23 @@ def compile_bundle(
 
 
 def _targets(options: BuildOptions) -> tuple[Target, ...]:
-    return tuple(parse_target(name) for name in options.targets) or default_targets()
+    """What is asked for, by default what can be built here. Raises EngineError, also for portability that no target has."""
+    targets = tuple(parse_target(name) for name in options.targets) or default_targets()
+    portable = [target for target in targets if target.backend == "tensorrt"]
+    for target in portable or targets:
+        options.portability.check(target)
+    return targets
 
 
 def _memory(model: Model, options: BuildOptions, targets: Sequence[Target]) -> list[MemoryPlan]:
     """Plans of the GPU engines, checked against the card that was named."""
     loaded = model.loaded
     subject = Subject(
-        cfg=loaded.cfg, head=loaded.head, weights=loaded.weights, limits=_limits(model, options)
+        cfg=loaded.cfg,
+        head=loaded.head,
+        weights=loaded.weights,
+        limits=_limits(model, options),
+        portability=options.portability,
     )
     planned = [plan for target in targets if (plan := plan_memory(target, subject)) is not None]
     if options.card is not None:
@@ -201,6 +214,7 @@ def _build_engines(
         precision=precision or PLAIN,
         layout=options.layout,
         timing_cache=options.timing_cache,
+        portability=options.portability,
     )
     records = []
     with progress.stage("building", len(targets), unit="items") as stage:

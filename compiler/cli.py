@@ -19,6 +19,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from bei.compiler.build import BuildOptions, Certify, compile_bundle, plan_build
+from bei.compiler.engines.portability import HARDWARE_COST, LEVELS, VERSION_COST, Portability
 from bei.compiler.planning.show import as_json, show
 from bei.compiler.progress import Progress, for_stderr
 from bei.compiler.truss import TrussRequest, read_truss
@@ -67,6 +68,18 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="of TensorRT: read, updated, makes the next build faster",
+    )
+    p.add_argument(
+        "--hardware-compatibility",
+        choices=tuple(LEVELS),
+        default="none",
+        help="of TensorRT plans: run on every GPU of the same SM, or on every one from SM80 on but Jetson. "
+        + " ".join(f"{level}: {cost}." for level, cost in HARDWARE_COST.items()),
+    )
+    p.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help=f"of TensorRT plans: later versions of TensorRT read it. Cost: {VERSION_COST}.",
     )
     p.add_argument("--offline", action="store_true", help="use the Hub cache only")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -150,6 +163,9 @@ def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
         offline=args.offline,
         card=args.card,
         timing_cache=args.timing_cache,
+        portability=Portability(
+            hardware=args.hardware_compatibility, version_compatible=args.version_compatible
+        ),
     )
     tokens = args.max_batch_tokens or (truss.max_batch_tokens if truss else None)
     rows = args.max_batch or (truss.max_batch if truss else None)

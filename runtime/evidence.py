@@ -95,6 +95,7 @@ def sentences(evidence: Mapping[str, Any], profiles: Sequence[Profile] = ()) -> 
     ]
     if reserved:
         yield f"activations: {', '.join(reserved)}"
+    yield from evidence.get("portability_costs", ())
 
 
 def _accumulation(evidence: Mapping[str, Any]) -> str:

@@ -16,8 +16,9 @@ from bei.runtime.inspect_cli import parser as inspect_parser
 FLAGS = {
     "bei-compile": (
         compile_parser,
-        """--calibration --card --config --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
-        --offline --out --plan --policy --precision --repo --revision --target --timing-cache""",
+        """--calibration --card --config --hardware-compatibility --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
+        --offline --out --plan --policy --precision --repo --revision --target --timing-cache
+        --version-compatible""",
     ),
     "bei-embed": (
         embed_parser,
@@ -29,7 +30,7 @@ FLAGS = {
     "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
     "bei-parity": (
         parity_parser,
-        "--checkpoint --full --help --html --json --only --target --texts --weights --workers --zoo",
+        "--checkpoint --full --help --html --json --only --runner --target --texts --weights --workers --zoo",
     ),
     "bei-serve": (
         serve_parser,

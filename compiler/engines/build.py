@@ -8,6 +8,7 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
 from bei.compiler.engines import cuda, onnxruntime, tensorrt
+from bei.compiler.engines.portability import NOT_PORTABLE, Portability
 from bei.compiler.engines.tensorrt import TensorRtOptions
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.emit import emit
@@ -24,7 +25,7 @@ RTX_DEFAULT = "tensorrt-rtx-sm80+sm86+sm89+sm120"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
     """What every backend builds from; ``precision`` is the policy of FP16 engines, ``timing_cache`` a file that TensorRT
-    reads and updates."""
+    reads and updates, ``portability`` that of its plans."""
 
     cfg: EncoderConfig
     head: Head
@@ -33,6 +34,7 @@ class EngineRequest:
     precision: Policy
     layout: Literal["padded", "packed"]
     timing_cache: Path | None = None
+    portability: Portability = NOT_PORTABLE
 
 
 def default_targets() -> tuple[Target, ...]:
@@ -76,6 +78,7 @@ def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -
 
 def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:
     """A plan under ``engines/<target>/``; FP16 with FP32 accumulation and residual stream."""
+    portability = request.portability if target.backend == "tensorrt" else NOT_PORTABLE
     graph = emit(
         request.cfg,
         request.head,
@@ -90,6 +93,7 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         max_length=request.limits.max_length,
         max_batch_tokens=request.limits.max_batch_tokens,
         timing_cache=request.timing_cache,
+        portability=portability,
     )
     name = f"engines/{target.name}/plan"
     path = writer.folder / name
@@ -107,7 +111,11 @@ def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter
         inputs=graph.inputs,
         status="built, not executed",
         tool_versions=built.tool_versions,
-        compute_capabilities=target.compute_capabilities,
+        compute_capabilities=portability.runs_on(target).compute_capabilities,
+        version_compatible=portability.version_compatible,
         profiles=built.profiles,
-        evidence=built.evidence,
+        evidence={
+            **built.evidence,
+            **({"portability_costs": portability.costs} if portability.wanted else {}),
+        },
     )

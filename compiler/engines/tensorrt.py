@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX: a graph and mapped weights to a plan, with the evidence of what was built.
 
-No weight is copied on the way in: the parser gets pointers into the checkpoint's memory map. On the way out the plan
-goes to the disk. Types in the graph are the only precision control (networks are strongly typed).
+On the way in no weight is held in memory: the parser gets pointers into mapped files (see
+`bei.compiler.engines.weight_memory`). On the way out the plan goes to the disk. Types in the graph are the only precision
+control (networks are strongly typed).
 """
 
 import importlib
@@ -10,19 +11,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from bei.compiler.engines.graph_facts import GraphFacts, decomposable, read_graph
+from bei.compiler.engines.heap import giving_back
+from bei.compiler.engines.portability import LEVELS, NOT_PORTABLE, Portability
 from bei.compiler.engines.tensorrt_evidence import evidence
 from bei.compiler.engines.tensorrt_log import BuildLog, recorder
 from bei.compiler.engines.tensorrt_profiles import ShapeRange, shape_ranges
 from bei.compiler.engines.tensorrt_table import Backend, backend
+from bei.compiler.engines.weight_memory import WeightMemory, weight_memory
 from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
@@ -51,6 +52,7 @@ class TensorRtOptions:
     max_batch_tokens: int
     allow_unfused: bool = False
     timing_cache: Path | None = None
+    portability: Portability = NOT_PORTABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +98,14 @@ def build(graph: bytes, weights: Mapping[str, Weight], options: TensorRtOptions,
     started = time.perf_counter()
     retried = False
     try:
-        with _interruptible() as interrupted:
+        with giving_back(), _interruptible() as interrupted:
+            memory = weight_memory(options.target.name, graph, weights, out.parent)
             try:
-                log = _compile(trt, row, graph, facts, weights, options, out, interrupted)
+                log = _compile(trt, row, memory, facts, options, out, interrupted)
             except NoFusedKernel:
                 retried = True
-                log = _compile(trt, row, decomposable(graph), facts, weights, options, out, interrupted)
+                memory = replace(memory, graph=decomposable(memory.graph))
+                log = _compile(trt, row, memory, facts, options, out, interrupted)
         proof = evidence(log, out, facts, len(_ranges(row, options)))
         proof |= {"decomposable_retry": retried, "build_seconds": round(time.perf_counter() - started, 2)}
         _check_fusion(options, proof)
@@ -120,6 +124,7 @@ def build(graph: bytes, weights: Mapping[str, Weight], options: TensorRtOptions,
 def _check(row: Backend, options: TensorRtOptions) -> None:
     """Refuse what cannot be built here before any work is done."""
     name = options.target.name
+    options.portability.check(options.target)
     reason = available(row.name)
     if reason is not None:
         raise EngineError(f"{name}: cannot be built here: {reason}.")
@@ -164,52 +169,35 @@ def _check_fusion(options: TensorRtOptions, proof: Mapping[str, Any]) -> None:
 def _compile(
     trt: Any,
     row: Backend,
-    graph: bytes,
+    memory: WeightMemory,
     facts: GraphFacts,
-    weights: Mapping[str, Weight],
     options: TensorRtOptions,
     out: Path,
     interrupted: threading.Event,
 ) -> BuildLog:
-    """One build. The weights' memory is held here until the builder is done with it."""
+    """One build."""
     log = BuildLog()
     name = options.target.name
     logger = recorder(trt, log)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    memory = _mapped(name, facts, weights)
-    if not _parse(parser, graph, memory):
+    if not _parse(parser, memory):
         raise EngineError(f"{name}: the parser refused the graph: {log.error()}")
     config = _config(trt, row, builder, facts, options)
     cache = _timing_cache(row, config, options)
     config.progress_monitor = _monitor(trt, interrupted)
-    _serialise(trt, builder, network, config, log, name, out)
+    with memory.not_resident():
+        _serialise(trt, builder, network, config, log, name, out)
     if cache is not None and options.timing_cache is not None:
         options.timing_cache.write_bytes(bytes(cache.serialize()))
-    del parser, memory
     return log
 
 
-def _mapped(name: str, facts: GraphFacts, weights: Mapping[str, Weight]) -> dict[str, npt.NDArray[Any]]:
-    """The bytes of every external initializer, where they lie."""
-    memory = {}
-    for initializer, size in facts.external.items():
-        if initializer not in weights:
-            raise EngineError(f"{name}: the graph refers to weight {initializer!r}, which was not given.")
-        array = np.ascontiguousarray(weights[initializer].stored())
-        if array.nbytes != size:
-            raise EngineError(
-                f"{name}: weight {initializer!r} has {array.nbytes} bytes, the graph needs {size}."
-            )
-        memory[initializer] = array
-    return memory
-
-
-def _parse(parser: Any, graph: bytes, memory: Mapping[str, npt.NDArray[Any]]) -> bool:
+def _parse(parser: Any, memory: WeightMemory) -> bool:
     return bool(
-        parser.load_model_proto(graph)
-        and all(parser.load_initializer(n, array.ctypes.data, array.nbytes) for n, array in memory.items())
+        parser.load_model_proto(memory.graph)
+        and all(parser.load_initializer(n, a.ctypes.data, a.nbytes) for n, a in memory.arrays.items())
         and parser.parse_model_proto()
     )
 
@@ -221,12 +209,20 @@ def _config(trt: Any, row: Backend, builder: Any, facts: GraphFacts, options: Te
         config.num_compute_capabilities = len(options.target.sms)
         for index, sm in enumerate(options.target.sms):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+    _make_portable(trt, config, options.portability)
     for limits in _ranges(row, options):
         profile = builder.create_optimization_profile()
         for tensor, axes in facts.inputs.items():
             profile.set_shape(tensor, *limits.shapes(tensor, axes))
         config.add_optimization_profile(profile)
     return config
+
+
+def _make_portable(trt: Any, config: Any, wanted: Portability) -> None:
+    if wanted.hardware != "none":
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, LEVELS[wanted.hardware])
+    if wanted.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
 
 
 def _timing_cache(row: Backend, config: Any, options: TensorRtOptions) -> Any | None:

@@ -7,7 +7,7 @@ compiled at load) is one assumed number, `RESERVE`.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.encoder import output_width
 from bei.compiler.engines import cuda
+from bei.compiler.engines.portability import NOT_PORTABLE, Portability
 from bei.compiler.engines.tensorrt_profiles import shape_ranges
 from bei.compiler.engines.tensorrt_table import backend
 from bei.compiler.lowering.cuda_options import CudaOptions
@@ -29,9 +30,8 @@ from bei.manifest import EngineRecord, Limits, Profile
 RESERVE = 10**9
 """Bytes of a card that are never ours: context, library, kernels compiled at load. Assumed."""
 
-HOST_FACTOR, HOST_BASE = 4.0, 1 << 30
-"""A TensorRT-RTX build holds about 4 times its plan and 1 GiB in memory. Seen: 3.5 GB for BERT-large from fp32 weights (plan 0.64 GB),
-5.8 GB for a Qwen3 of 0.6B from bf16 (1.2 GB), 0.7 GB for MiniLM (0.05 GB)."""
+HOST_FACTOR, HOST_BASE = 1.7, 1 << 30
+"""A TensorRT-RTX build holds at most 1.7 times its plan and 1 GiB in memory (benchmarks/results/build_memory.md)."""
 
 TOLERANCE = 0.15
 """How far a planned activation may be from the reported one before a build warns."""
@@ -42,21 +42,23 @@ _IO = 4 * 6  # bytes a token of the inputs, at most
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """The model and the limits it is planned for."""
+    """The model, the limits it is planned for, and the portability of TensorRT plans."""
 
     cfg: EncoderConfig
     head: Head
     weights: Mapping[str, Weight]
     limits: Limits
+    portability: Portability = NOT_PORTABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """One engine. Bytes throughout; ``device`` is the peak on a card, ``host`` that of the build, ``disk`` the plan's.
+    """One engine. Bytes throughout; ``device`` is the peak on a card, ``host`` that of the build, ``disk`` the plan's,
+    ``scratch`` what lies beside it while it is built.
 
     ``source``: where the activation is from. ``budgets``: card → the largest tokens a call that fit it, None where
     not even one longest text fits; cards that the target does not run on are left out. ``largest_call``: tokens of the
-    most and longest texts that the limits allow a call, whatever its budget.
+    most and longest texts that the limits allow a call, whatever its budget. ``costs``: what was asked for and is not free.
     """
 
     target: str
@@ -67,8 +69,10 @@ class MemoryPlan:
     device: int
     host: int
     disk: int
+    scratch: int
     budgets: Mapping[str, int | None]
     largest_call: int
+    costs: tuple[str, ...] = ()
 
     @property
     def activation(self) -> int:
@@ -102,7 +106,10 @@ def _tensorrt(target: Target, subject: Subject) -> MemoryPlan:
     chosen = profiles(subject.limits)
     disk = weights + _KERNELS * len(subject.cfg.layers) * len(chosen)
     host = round(HOST_FACTOR * disk) + HOST_BASE
-    return _planned(target, subject, "formula", weights, profiles, disk, host)
+    asked = subject.portability if target.backend == "tensorrt" else NOT_PORTABLE
+    runs_on = asked.runs_on(target)
+    plan = _planned(runs_on, subject, "formula", weights, profiles, disk, host)
+    return replace(plan, target=target.name, costs=asked.costs, scratch=halved_weights(subject.weights))
 
 
 def _cuda(target: Target, subject: Subject) -> MemoryPlan:
@@ -152,6 +159,7 @@ def _planned(
         device=device(limits),
         host=host,
         disk=disk,
+        scratch=0,
         budgets={card.name: _largest(limits, device, card) for card in CARDS if card.sm in target.sms},
         largest_call=limits.max_batch * limits.max_length,
     )
@@ -176,6 +184,12 @@ def _largest(limits: Limits, device: Callable[[Limits], int], card: Card) -> int
 def tensorrt_weights(weights: Mapping[str, Weight]) -> int:
     """Bytes of the weights in an FP16 plan: products and the token table halved, norms and the head in FP32."""
     return sum(math.prod(weight.shape) * _itemsize(name) for name, weight in weights.items())
+
+
+def halved_weights(weights: Mapping[str, Weight]) -> int:
+    """Bytes of the weights that are stored in another type than the FP16 a plan holds: they pass through a file."""
+    halved = (w for name, w in weights.items() if _itemsize(name) == 2 and w.dtype != "F16")
+    return sum(2 * math.prod(weight.shape) for weight in halved)
 
 
 def _itemsize(name: str) -> int:

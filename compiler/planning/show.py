@@ -34,7 +34,9 @@ def as_json(plans: Sequence[MemoryPlan], unplanned: Sequence[Target]) -> dict[st
                 "device_bytes": plan.device,
                 "host_bytes": plan.host,
                 "plan_bytes": plan.disk,
+                "scratch_bytes": plan.scratch,
                 "max_batch_tokens_on": dict(plan.budgets),
+                "costs": list(plan.costs),
             }
             for plan in plans
         ],
@@ -46,6 +48,8 @@ def show(plans: Sequence[MemoryPlan], unplanned: Sequence[Target], console: Cons
     """Print one block an engine."""
     for plan in plans:
         console.print(Group(Text(plan.target, style="bold"), _memory(plan), _profiles(plan), _cards(plan)))
+        for cost in plan.costs:
+            console.print(cost, highlight=False, markup=False)
         console.print(f"{SOURCES[plan.source]}\n", style="dim", highlight=False)
     for target in unplanned:
         console.print(f"{target.name}: maps the checkpoint's own weights; nothing to plan", highlight=False)
@@ -60,6 +64,7 @@ def _memory(plan: MemoryPlan) -> Table:
     table.add_row("device: peak", decimal(plan.device), style="bold")
     table.add_row("host: peak of the build, about", decimal(plan.host))
     table.add_row("disk: plan", decimal(plan.disk))
+    table.add_row("disk: FP16 weights, while it is built", decimal(plan.scratch))
     return table
 
 

@@ -84,17 +84,25 @@ def wrong_driver(library: Library, gpu: Gpu) -> str | None:
 
 
 def wrong_version(record: EngineRecord) -> str | None:
-    """Plans are only read by the version that wrote them."""
+    """Plans are only read by the version that wrote them, or, where they were built so, by later ones too."""
     built, here = record.tool_versions.get(record.backend), library_version(record.backend)
     if here is None:
         module = LIBRARIES[record.backend].module
         return f"{record.backend} cannot be imported; see what python -c 'import {module}' says"
-    if here == built:
+    if here == built or (record.version_compatible and built is not None and _later(here, built)):
         return None
     return (
         f"the plan was built by {record.backend} {built}, and {here} is installed; "
         f"install {built}, or build the bundle again"
     )
+
+
+def _later(here: str, built: str) -> bool:
+    """Versions are numbers with dots; anything else is not known to be later."""
+    try:
+        return tuple(map(int, here.split("."))) > tuple(map(int, built.split(".")))
+    except ValueError:
+        return False
 
 
 def library_version(backend: str) -> str | None:
@@ -109,6 +117,8 @@ def load_engine(trt: Any, record: EngineRecord, plan: Path) -> Any:
     """Deserialise a plan straight from the page cache; raises EngineError with the library's own words."""
     errors: list[str] = []
     runtime = trt.Runtime(_listener(trt, errors))
+    if record.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan brings the runtime of its version with it
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
         why = [] if engine is not None else _diagnose(trt, runtime, data)

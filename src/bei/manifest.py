@@ -100,8 +100,8 @@ class EngineRecord(_Data, frozen=True, kw_only=True):
     """One compiled plan. ``path`` is relative to the bundle; ``inputs`` are the tensor names it takes.
 
     ``layout`` padded: ``input_ids``, ``attention_mask``[, ``token_type_ids``] as [B, L]; packed: see the runtime's
-    packing. ``compute_capabilities`` such as ("8.0", "8.9") is empty for a CPU engine. ``evidence`` is what the
-    build showed (fused attention count, plan size, …), as plain JSON. One call must fit one of ``profiles``; where there
+    packing. ``compute_capabilities`` such as ("8.0", "8.9") is empty for a CPU engine. ``version_compatible``: later
+    versions of the tool read it too, and it holds code that they run. ``evidence`` is what the build showed (fused attention count, plan size, …), as plain JSON. One call must fit one of ``profiles``; where there
     are none the bundle's limits are all there is.
     """
 
@@ -115,6 +115,7 @@ class EngineRecord(_Data, frozen=True, kw_only=True):
     status: EngineStatus
     tool_versions: dict[str, str]
     compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
     profiles: tuple[Profile, ...] = ()
     evidence: dict[str, Any] = {}
 

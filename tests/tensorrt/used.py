@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 USED: dict[str, tuple[str, ...]] = {
-    "Runtime": ("deserialize_cuda_engine",),
+    "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
     "ICudaEngine": (
         "create_execution_context",
         "create_runtime_config",
@@ -42,11 +42,15 @@ USED: dict[str, tuple[str, ...]] = {
     "IBuilderConfig": (
         "add_optimization_profile",
         "create_timing_cache",
+        "hardware_compatibility_level",
         "profiling_verbosity",
         "progress_monitor",
+        "set_flag",
         "set_timing_cache",
     ),
     "ProfilingVerbosity": ("DETAILED",),
+    "HardwareCompatibilityLevel": ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
+    "BuilderFlag": ("VERSION_COMPATIBLE",),
     "IOptimizationProfile": ("set_shape",),
     "ITimingCache": ("serialize",),
     "IStreamWriter": ("write",),
