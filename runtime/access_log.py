@@ -27,6 +27,8 @@ class AccessLog:
             "ms": _ms(exchange.seconds),
             "bytes": exchange.bytes,
         }
+        if record.model:
+            line["model"] = record.model
         if record.stages:
             line |= {
                 "rows": record.rows,

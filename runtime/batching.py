@@ -32,11 +32,15 @@ class Budget:
         shapes = [p.max_batch for p in self.profiles if longest <= p.max_length]
         return max(1, min(self.max_rows, self.max_tokens // longest, max(shapes, default=self.max_rows)))
 
+    def slots(self, rows: int, longest: int, real_tokens: int) -> int:
+        """Tokens that the engine computes for such a batch, padding included."""
+        return rows * longest if self.padded else real_tokens
+
     def fits(self, rows: int, longest: int, real_tokens: int) -> bool:
         """Whether that many rows may run together; a single row always may."""
         if rows <= 1:
             return True
-        tokens = rows * longest if self.padded else real_tokens
+        tokens = self.slots(rows, longest, real_tokens)
         if rows > self.max_rows or tokens > self.max_tokens:
             return False
         return not self.profiles or any(

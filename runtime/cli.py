@@ -15,6 +15,7 @@ from bei.runtime.http.protocol import ConnectionLimits
 from bei.runtime.http.settings import DRAIN_SECONDS, Settings
 from bei.runtime.keys import find_keys
 from bei.runtime.listen import bind, check_certificate
+from bei.runtime.pace import HANG_SECONDS
 from bei.runtime.serve import Engines, Options, ServedAs, serve
 
 
@@ -132,6 +133,13 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         help="open connections (default: %(default)s)",
     )
     group.add_argument(
+        "--hang-seconds",
+        type=_whole(1),
+        default=int(HANG_SECONDS),
+        metavar="N",
+        help="an engine that runs one batch this long, and 50 times longer than usual, is given up (default: %(default)s)",
+    )
+    group.add_argument(
         "--drain-seconds",
         type=_whole(0),
         default=DRAIN_SECONDS,
@@ -183,6 +191,7 @@ def _options(args: argparse.Namespace) -> Options:
         ),
         limits=ConnectionLimits(connections=args.max_connections),
         max_queue_tokens=args.max_queue_tokens,
+        hang_seconds=args.hang_seconds,
         keys=find_keys(args.api_key_file),
         origins=tuple(args.cors_origin),
         certificate=args.tls_cert,

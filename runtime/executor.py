@@ -1,5 +1,6 @@
 """What runs one engine: blocking, one batch at a time. The scheduler and the server know only this protocol."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from bei.errors import EngineLost
 
 Ids = npt.NDArray[np.int32]
 Output = npt.NDArray[np.float32]
@@ -36,7 +39,7 @@ class Executor(Protocol):
         """The head's output, fp32: [B, d] for pooled heads, one [n_i, d] a row for per-token ones.
 
         Rows come in any order and length; what the engine needs (padding, packing) is the executor's business.
-        Raises EngineError.
+        Raises EngineError; EngineLost when it will never run again in this process.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -71,5 +74,6 @@ class Guarded:
         """Waits for the calls that run."""
         for _ in range(self.concurrency):
             self._free.acquire()
-        self._executor.close()
+        with contextlib.suppress(EngineLost):  # nothing of a lost engine can be released
+            self._executor.close()
         self._free.release(self.concurrency)

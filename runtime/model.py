@@ -174,15 +174,12 @@ class Model:
             for text, of_text, logits in zip(listed, spans, self._logits(spans), strict=True)
         ]
 
-    def warm_up(self, engines: Sequence[Executor] | None = None) -> None:
-        """Run every shape class on ``engines`` (default: the model's own), so that no request pays for a first time.
-
-        Raises EngineError.
-        """
+    def warm_up(self, engines: Sequence[Executor] | None = None) -> list[tuple[int, float]]:
+        """Run every shape class on ``engines`` (default: the model's own), so that no request pays for a first time:
+        tokens and seconds of each call. Raises EngineError."""
         (row,) = self.tokenizer.encode(["warm up"], max_length=self.max_length)
         shapes = shape_classes(self.budget, self.max_length, gpu=self.choice.record.device != "cpu")
-        for engine in engines or [self.executor]:
-            warm_up(engine, row, shapes)
+        return [took for engine in engines or [self.executor] for took in warm_up(engine, row, shapes)]
 
     def close(self) -> None:
         """Release the engine; further calls are errors."""

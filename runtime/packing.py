@@ -58,6 +58,11 @@ def pack(rows: Sequence[Row], dtype: npt.DTypeLike = np.int32) -> dict[str, Arra
     }
 
 
+def unpadded(out: Array, rows: Sequence[Row]) -> list[Array]:
+    """[B, L, d] → each row's own [n_i, d]."""
+    return [out[i, : row.ids.size] for i, row in enumerate(rows)]
+
+
 def _prompts(rows: Sequence[Row], dtype: npt.DTypeLike) -> Array:
     return np.array([row.prompt_tokens for row in rows], dtype)
 

@@ -13,7 +13,6 @@ from typing import NamedTuple, cast
 
 from bei.errors import (
     BeiError,
-    DeadlineExceeded,
     EngineError,
     EngineLost,
     InputError,
@@ -24,6 +23,7 @@ from bei.runtime import stages
 from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.fair_queue import Entry, FairQueue, Ticket
+from bei.runtime.pace import HANG_SECONDS, Pace
 from bei.runtime.replica import MAX_FAULTS, Ran, Replica
 
 AHEAD = 1
@@ -83,12 +83,20 @@ class Counts:
 class Scheduler:
     """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`.
 
-    A batch that fails on one engine is tried on another, then each request in it by itself. An engine that is lost, or
-    fails batches that then succeed elsewhere, gets no more work.
+    A batch that fails on one engine is tried on another, then each request in it by itself. An engine that is lost,
+    that hangs (see `Pace`), or that fails batches which then succeed elsewhere, gets no more work.
     """
 
-    def __init__(self, executors: Sequence[Executor], budget: Budget, *, max_queue_tokens: int) -> None:
+    def __init__(
+        self,
+        executors: Sequence[Executor],
+        budget: Budget,
+        *,
+        max_queue_tokens: int,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
         self.counts = Counts()
+        self.pace = Pace(hang_seconds)
         self.on_batch: Callable[[BatchFacts], None] = lambda facts: None
         self.max_queue_tokens = max_queue_tokens
         self.budget = budget
@@ -107,7 +115,7 @@ class Scheduler:
     def start(self) -> None:
         """Start the workers in the running event loop."""
         for number, executor in enumerate(self._executors):
-            replica = Replica(executor, number)
+            replica = Replica(executor, number, self.budget, self.pace)
             self._replicas.append(replica)
             for _ in range(executor.concurrency + AHEAD):
                 self._workers.append(asyncio.create_task(self._serve(replica)))
@@ -154,29 +162,25 @@ class Scheduler:
             return 0.0
         return self.lanes * self._recent_tokens / self._recent_seconds
 
-    async def run(self, rows: Sequence[Row], *, timeout: float | None = None) -> list[Output]:
+    async def run(self, rows: Sequence[Row]) -> list[Output]:
         """Each row's output, in order; if the caller is cancelled, what still waits is dropped.
 
-        Raises Overloaded or ShuttingDown at once, DeadlineExceeded after ``timeout`` seconds, EngineError when a batch
-        of its rows fails, EngineLost when no engine is left.
+        Raises Overloaded or ShuttingDown at once, EngineError when a batch of its rows fails, EngineLost when no engine
+        is left.
         """
         if not rows:
             return []
         tokens = sum(len(row.ids) for row in rows)
         self._admit(tokens)
-        loop = asyncio.get_running_loop()
-        request = Request(rows=len(rows), answer=loop.create_future())
+        request = Request(rows=len(rows), answer=asyncio.get_running_loop().create_future())
         self._open.add(request)
         self._idle.clear()
         queued = perf_counter()
-        alarm = None if timeout is None else loop.call_later(timeout, self._expire, request, timeout)
         try:
             self._queue.push(request, rows)
             self._work.set()
             return await request.answer
         finally:
-            if alarm is not None:
-                alarm.cancel()
             self._finish(request)
             _note(request, queued, tokens)
 
@@ -202,7 +206,7 @@ class Scheduler:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for replica in self._replicas:
-            replica.threads.shutdown(wait=False, cancel_futures=True)
+            replica.close()
 
     def retry_after(self) -> float:
         """Seconds until what is queued now will have run, by the measured throughput."""
@@ -241,8 +245,7 @@ class Scheduler:
         failed: list[tuple[Replica, Exception]] = []
         for replica in self._runners(first):
             try:
-                loop = asyncio.get_running_loop()
-                ran = await loop.run_in_executor(replica.threads, replica.run, batch)
+                ran = await replica.run(batch)
             except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to the requests of its batch
                 failed.append((replica, error))
                 if isinstance(error, EngineLost):
@@ -285,9 +288,6 @@ class Scheduler:
             for request in self._open:
                 _fail(request, EngineLost(NO_ENGINE_LEFT))
 
-    def _expire(self, request: Request, timeout: float) -> None:
-        _fail(request, DeadlineExceeded(f"not done within the {timeout:.3f} s that the client allows"))
-
     def _finish(self, request: Request) -> None:
         """The caller has its answer, or is gone."""
         if request.waiting and not request.dropped:
@@ -305,7 +305,7 @@ class Scheduler:
         facts = BatchFacts(
             rows=len(ran.entries),
             tokens=tokens,
-            slots=len(ran.entries) * longest if self.budget.padded else tokens,
+            slots=self.budget.slots(len(ran.entries), longest, tokens),
             seconds=ran.ended - ran.began,
         )
         counts = self.counts
@@ -314,6 +314,7 @@ class Scheduler:
         counts.tokens += facts.tokens
         counts.slots += facts.slots
         counts.seconds += facts.seconds
+        self.pace.note(facts.slots, facts.seconds)
         if not self._recent_seconds:
             self._recent_tokens, self._recent_seconds = float(tokens), facts.seconds
         self._recent_tokens += SMOOTHING * (tokens - self._recent_tokens)

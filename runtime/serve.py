@@ -17,7 +17,6 @@ from starlette.types import ASGIApp
 from bei.errors import BeiError
 from bei.runtime.access_log import AccessLog
 from bei.runtime.cold_start import ColdStart
-from bei.runtime.executor import Executor
 from bei.runtime.http.app import create_app
 from bei.runtime.http.auth import KeyCheck
 from bei.runtime.http.observe import Exchange, Observe, Watcher
@@ -28,7 +27,7 @@ from bei.runtime.http.stats import Recent, stats_routes
 from bei.runtime.keys import Keys
 from bei.runtime.listen import is_loopback, url
 from bei.runtime.metrics import Metrics
-from bei.runtime.model import Model
+from bei.runtime.pace import HANG_SECONDS
 from bei.runtime.process import SLACK_SECONDS, Server, stoppable
 from bei.runtime.replicas import loaded
 from bei.runtime.service import Service
@@ -50,11 +49,13 @@ class Engines:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How the server meets the world. ``origins`` are those that browsers may call it from; ``keys`` None: open."""
+    """How the server meets the world. ``origins`` are those that browsers may call it from; ``keys`` None: open.
+    ``hang_seconds``: see `Pace`."""
 
     settings: Settings = field(default_factory=Settings)
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     max_queue_tokens: int = 1 << 20
+    hang_seconds: float = HANG_SECONDS
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
     certificate: Path | None = None
@@ -113,7 +114,6 @@ def warm_services(
     """Every bundle loaded, every engine warm. Raises BeiError."""
     with contextlib.ExitStack() as stack:
         services: list[Service] = []
-        cold: list[tuple[Model, list[Executor]]] = []
         for path, served_as in bundles.items():
             model, running = stack.enter_context(
                 loaded(
@@ -132,8 +132,8 @@ def warm_services(
                 default_prompt=served_as.default_prompt,
                 max_queue_tokens=options.max_queue_tokens,
                 engines=running,
+                hang_seconds=options.hang_seconds,
             )
-            cold.append((model, running))
             if service.name in {other.name for other in services}:
                 raise BeiError(
                     f"{path}: a second model named {service.name!r}. Name each with --served-model-name."
@@ -141,8 +141,8 @@ def warm_services(
             _say_skipped(service)
             services.append(service)
         start.reached("loaded")
-        for model, running in cold:
-            model.warm_up(running)
+        for service in services:
+            service.warm_up()
         start.reached("warm")
         yield services
 

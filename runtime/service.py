@@ -17,6 +17,7 @@ from bei.runtime.entities import Entity, Strategy, check_strategy, entities, eve
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.model import Model
 from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite, scores
+from bei.runtime.pace import HANG_SECONDS
 from bei.runtime.prompts import check_promptable, resolve_prompt, with_prompts
 from bei.runtime.scheduler import Scheduler
 from bei.runtime.tokenizer import Input, Pair, Side, Spans, Token, TokenIds
@@ -87,16 +88,24 @@ class Service:
         default_prompt: str | None = None,
         max_queue_tokens: int,
         engines: Sequence[Executor] | None = None,
+        hang_seconds: float = HANG_SECONDS,
     ) -> None:
         """``prompts`` and their default come beside the bundle's own and before them; ``engines`` are equal ones to share
-        the work; the model's own when not given. Raises InputError for a default that names no prompt."""
+        the work; the model's own when not given. ``hang_seconds``: see `Pace`. Raises InputError for a default that names
+        no prompt."""
         self.name = name or model.manifest.name
         self.manifest = with_prompts(model.manifest, prompts, default_prompt)
         self.model = model
+        self._engines = engines or [model.executor]
         self.scheduler = Scheduler(
-            engines or [model.executor], model.budget, max_queue_tokens=max_queue_tokens
+            self._engines, model.budget, max_queue_tokens=max_queue_tokens, hang_seconds=hang_seconds
         )
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "bei-tokenize")
+
+    def warm_up(self) -> None:
+        """Run every shape class on every engine, which also tells what a batch may take. Raises EngineError."""
+        for tokens, seconds in self.model.warm_up(self._engines):
+            self.scheduler.pace.note(tokens, seconds)
 
     def start(self) -> None:
         """Start the workers in the running event loop."""

@@ -45,6 +45,7 @@ class Tracer:
                 "http.route": exchange.route,
                 "http.response.status_code": exchange.status,
                 "bei.request_id": exchange.id,
+                "bei.model": record.model,
                 "bei.rows": record.rows,
                 "bei.tokens": record.tokens,
             },

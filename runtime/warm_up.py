@@ -1,5 +1,6 @@
 """What an engine runs before it is called ready, so that no request pays for memory, profiles, graphs or kernels."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,11 +32,18 @@ def shape_classes(budget: Budget, max_length: int, *, gpu: bool) -> list[list[in
     return sorted(batches, key=sum, reverse=True)
 
 
-def warm_up(executor: Executor, row: Row, shapes: Sequence[Sequence[int]]) -> None:
-    """Run ``row``, repeated to every shape, on an engine. Raises EngineError, also for results that are not finite."""
+def warm_up(executor: Executor, row: Row, shapes: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    """Run ``row``, repeated to every shape, on an engine: tokens and seconds of each.
+
+    Raises EngineError, also for results that are not finite.
+    """
+    took = []
     for lengths in shapes:
+        began = time.perf_counter()
         if bad := non_finite(executor.run([_stretched(row, length) for length in lengths])):
             raise not_finite(bad)
+        took.append((sum(lengths), time.perf_counter() - began))
+    return took
 
 
 def _down(longest: int, factor: int) -> list[int]:

@@ -53,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
         "--prompt-name", metavar="NAME", help="which of the bundle's prompts goes before each text"
     )
     p.add_argument("--dimensions", type=_positive, metavar="N", help="keep a prefix of each vector")
-    p.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors (default: %(default)s)")
+    p.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the vectors; int8 in ranges of a sample, which the files name (default: %(default)s)",
+    )
     p.add_argument(
         "--shard-rows",
         type=_positive,

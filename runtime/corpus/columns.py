@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from bei.errors import InputError
 from bei.manifest import HeadSpec, Manifest
-from bei.runtime.corpus.quantize import Dtype, Ranges, quantize, width
+from bei.runtime.corpus.job import Dtype
 from bei.runtime.executor import Output
 from bei.runtime.model import Model
 from bei.runtime.outputs import check_dimensions
 from bei.runtime.prompts import resolve_prompt
+from bei.runtime.quantize import Ranges, float16, int8_by_column, signed_bits
 from bei.runtime.tokenizer import Pair
 
 N = TypeVar("N", bound=np.generic)
@@ -58,7 +59,8 @@ class Vectors:
             dtype,
             ranges,
         )
-        self._width = width(dimensions or manifest.head.dimensions, dtype)
+        width = dimensions or manifest.head.dimensions
+        self._width = -(-width // 8) if dtype == "binary" else width
 
     def schema(self) -> list[pa.Field]:
         item = pa.field("item", pa.from_numpy_dtype(_stored(self._dtype)), nullable=False)
@@ -70,13 +72,15 @@ class Vectors:
     def arrays(self, answers: Sequence[Any]) -> list[pa.Array]:
         if not answers:
             return [pa.array([], self.schema()[0].type)]
-        with np.errstate(over="ignore"):
-            stored = quantize(np.stack(answers), self._dtype, self._ranges)
-        if self._dtype == "float16" and not np.isfinite(stored).all():
-            raise InputError(
-                "--dtype float16: this model's vectors are larger than it can hold. Use float32."
-            )
-        return [_lists(stored, self.schema()[0].type)]
+        return [_lists(self._converted(np.stack(answers)), self.schema()[0].type)]
+
+    def _converted(self, x_ND: Output) -> npt.NDArray[Any]:
+        if self._dtype == "float16":
+            return float16(x_ND, "--dtype")
+        if self._dtype == "int8":
+            assert self._ranges is not None
+            return int8_by_column(x_ND, self._ranges)
+        return signed_bits(x_ND) if self._dtype == "binary" else x_ND
 
 
 class Scores:

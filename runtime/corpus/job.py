@@ -5,6 +5,7 @@ command does the others, and is refused where the bundle, an input or an option 
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -12,14 +13,17 @@ import bei
 from bei.errors import InputError
 from bei.manifest import Manifest, Task
 from bei.runtime.corpus.inputs import InputFile
-from bei.runtime.corpus.quantize import Dtype, Ranges
 from bei.runtime.corpus.reader import Wanted
 from bei.runtime.corpus.rows import IdType
 from bei.runtime.corpus.shards import Shard
 from bei.runtime.corpus.storage import Place, write
+from bei.runtime.quantize import Ranges
 
 JOB_FILE = "job.json"
 SCHEMA_VERSION = 1
+
+Dtype = Literal["float32", "float16", "int8", "binary"]
+"""What vectors are stored as; int8 by column, see `bei.runtime.quantize`."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,11 +15,11 @@ from bei.runtime.bundle import Bundle
 from bei.runtime.corpus.columns import columns_of
 from bei.runtime.corpus.inputs import InputFile, check_inputs
 from bei.runtime.corpus.job import Job, Options, check_same, read_job, write_job
-from bei.runtime.corpus.quantize import Ranges, ranges_of
 from bei.runtime.corpus.rows import IdType
 from bei.runtime.corpus.shards import Shard, ShardReader, cut
 from bei.runtime.corpus.storage import Place, make_folder, remove_partial
 from bei.runtime.model import Model
+from bei.runtime.quantize import Ranges, ranges_of
 
 LOCK_FILE = ".lock"
 

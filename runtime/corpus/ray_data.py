@@ -17,12 +17,12 @@ import msgspec
 from bei.errors import BeiError, EngineError, InputError
 from bei.runtime.corpus.job import Job, read_job
 from bei.runtime.corpus.prepare import Asked, Cut, sample_ranges
-from bei.runtime.corpus.quantize import Ranges
 from bei.runtime.corpus.run import LoadOptions, Machine
 from bei.runtime.corpus.shards import Shard, ShardReader
 from bei.runtime.corpus.storage import Place, locate
 from bei.runtime.corpus.worker import Advance, Done, Worker
 from bei.runtime.model import Model, load
+from bei.runtime.quantize import Ranges
 
 SHARDS_AN_ACTOR = 2
 """One in work, one that waits."""

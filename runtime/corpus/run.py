@@ -13,11 +13,11 @@ import msgspec
 from bei.runtime.corpus.job import Job
 from bei.runtime.corpus.prepare import Asked, Cut, begin, begun, cut_inputs, holding, sample_ranges
 from bei.runtime.corpus.progress import shown
-from bei.runtime.corpus.quantize import Ranges
 from bei.runtime.corpus.shards import Shard, ShardReader
 from bei.runtime.corpus.storage import Place
 from bei.runtime.corpus.worker import Advance, Done, Worker
 from bei.runtime.model import Model, load
+from bei.runtime.quantize import Ranges
 
 AT_ONCE = 2
 """Shards in work: while one is written, or the next one's first texts are tokenised, the other keeps the engine busy."""

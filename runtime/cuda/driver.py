@@ -10,6 +10,7 @@ from typing import Any
 
 from bei.errors import EngineError
 from bei.gpu import LIBRARIES
+from bei.runtime.cuda.failure import failure
 
 CAPTURE_MODE_THREAD_LOCAL = 1
 MAX_DYNAMIC_SHARED = 8
@@ -58,7 +59,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class Driver:
-    """Typed calls that raise EngineError with CUDA's own name for a failure."""
+    """Typed calls that raise EngineError with CUDA's own name for a failure, EngineLost where the context is dead."""
 
     def __init__(self, subject: str, libraries: Sequence[str] = LIBRARIES) -> None:
         self.subject = subject
@@ -79,18 +80,19 @@ class Driver:
         """Call a driver function. Raises EngineError."""
         code = self._functions[name](*arguments)
         if code != 0:
-            raise EngineError(f"{self.subject}: {name} failed: {self.reason(code)}.")
+            raise self.failure(name, code)
 
     def status(self, name: str, *arguments: Any) -> int:
         """Call a driver function and return its code."""
         return int(self._functions[name](*arguments))
 
-    def reason(self, code: int) -> str:
-        """CUDA's name and text for a code."""
+    def failure(self, function: str, code: int) -> EngineError:
+        """The error for a call of ``function`` that returned ``code``, not 0: CUDA's name and text for it."""
         name, text = c_char_p(), c_char_p()
         self._library.cuGetErrorName(code, byref(name))
         self._library.cuGetErrorString(code, byref(text))
-        return f"{(name.value or b'unknown').decode()} ({code}, {(text.value or b'').decode()})"
+        reason = f"{(name.value or b'unknown').decode()} ({code}, {(text.value or b'').decode()})"
+        return failure(code, f"{self.subject}: {function} failed: {reason}.")
 
     def handle(self, name: str, *arguments: Any) -> c_void_p:
         """Call a function whose first parameter returns a handle."""

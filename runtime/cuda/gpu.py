@@ -53,7 +53,7 @@ class Gpu:
                 f"{self.name}). Send smaller batches, or free memory on the GPU."
             )
         if code != 0:
-            raise EngineError(f"{self.subject}: cuMemAlloc failed: {self.driver.reason(code)}.")
+            raise self.driver.failure("cuMemAlloc", code)
         self._allocated.add(address.value)
         return address.value
 

@@ -11,48 +11,32 @@ from bei.errors import EngineError
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.cpu import usable_cpus
 from bei.runtime.executor import Output, Row
-from bei.runtime.packing import pad
+from bei.runtime.executors.onnxruntime_session import SessionExecutor
+from bei.runtime.packing import Array, pad
 
 if TYPE_CHECKING:
     import onnxruntime
 
 
-class OnnxRuntimeExecutor:
-    """One session, called from as many threads as there are CPUs: small batches side by side use the caches and the
-    cores better than one large batch spread over all cores. Rows are padded to the longest of the call."""
+class OnnxRuntimeExecutor(SessionExecutor):
+    """Called from as many threads as there are CPUs: small batches side by side use the caches and the cores better than
+    one large batch spread over all cores. Rows are padded to the longest of the call."""
 
     def __init__(
         self, session: "onnxruntime.InferenceSession", record: EngineRecord, manifest: Manifest, threads: int
     ) -> None:
-        self.target = record.target
-        self._session: onnxruntime.InferenceSession | None = session
-        self._inputs = record.inputs
-        self._output = manifest.head.output
-        self._pad_id = manifest.tokenizer.pad_id
-        self._per_token = manifest.head.task == "token-classify"
+        super().__init__(session, record, manifest)
         self.concurrency = threads
 
-    def run(self, rows: list[Row]) -> list[Output] | Output:
-        """float32 [B, d], or one [n_i, labels] a row for token classification. Raises EngineError."""
-        if self._session is None:
-            raise EngineError(f"{self.target}: the engine is closed")
-        arrays = pad(rows, self._pad_id, np.int64)
-        feeds = {name: arrays[name] for name in self._inputs}
-        try:
-            (out,) = self._session.run([self._output], feeds)
-        except Exception as error:  # onnxruntime's exception classes share no base of their own
-            raise EngineError(f"{self.target}: onnxruntime failed: {error}") from error
-        if self._per_token:
-            return [out[i, : len(row.ids)] for i, row in enumerate(rows)]
-        return np.asarray(out, np.float32)
-
     def describe(self) -> dict[str, Any]:
-        import onnxruntime
+        return {"device": "cpu", "threads": self.concurrency, **super().describe()}
 
-        return {"device": "cpu", "threads": self.concurrency, "onnxruntime": onnxruntime.__version__}
+    def _pad(self, rows: list[Row]) -> dict[str, Array]:
+        return pad(rows, self._pad_id, np.int64)
 
-    def close(self) -> None:
-        self._session = None
+    def _call(self, session: "onnxruntime.InferenceSession", feeds: dict[str, Array]) -> Output:
+        (out,) = session.run([self._head.output], feeds)
+        return np.asarray(out, np.float32)
 
 
 def available(record: EngineRecord) -> str | None:

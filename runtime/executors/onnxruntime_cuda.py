@@ -1,6 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU: an FP16 graph whose inputs and output stay on the device between copies (IO binding)."""
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ import numpy as np
 from bei.errors import EngineError
 from bei.gpu import gpus
 from bei.manifest import EngineRecord, Manifest
+from bei.runtime.cuda.failure import failure
 from bei.runtime.executor import Output, Row
-from bei.runtime.packing import pad
+from bei.runtime.executors.onnxruntime_session import SessionExecutor
+from bei.runtime.packing import Array, pad
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -20,14 +23,14 @@ PROVIDER = "CUDAExecutionProvider"
 OLDEST = (1, 31)
 """The first release for CUDA 13 whose skip-layer-norm sums in fp32 when asked to."""
 DRIVER = (13, 0)
+CUDA_FAILURE = re.compile(r"CUDA failure (\d+)")
+"""How ONNX Runtime tells the code of a CUDA call that failed."""
 MULTIPLE = 8
 """Attention with a bias or window has a fused form only for lengths that are a multiple of this."""
 
 
-class OnnxRuntimeCudaExecutor:
+class OnnxRuntimeCudaExecutor(SessionExecutor):
     """One session on one device; ``place`` is where its tensors lie, as ONNX Runtime names it."""
-
-    concurrency = 1
 
     def __init__(
         self,
@@ -37,48 +40,32 @@ class OnnxRuntimeCudaExecutor:
         place: str,
         device: int,
     ) -> None:
-        self.target = record.target
-        self._session: onnxruntime.InferenceSession | None = session
-        self._inputs = record.inputs
-        self._output = manifest.head.output
-        self._pad_id = manifest.tokenizer.pad_id
+        super().__init__(session, record, manifest)
         self._longest = manifest.limits.max_length
-        self._per_token = manifest.head.task == "token-classify"
         self._place, self._device = place, device
 
-    def run(self, rows: list[Row]) -> list[Output] | Output:
-        """float32 [B, d], or one [n_i, labels] a row for token classification. Raises EngineError."""
-        if self._session is None:
-            raise EngineError(f"{self.target}: the engine is closed")
-        arrays = pad(rows, self._pad_id, np.int32, multiple=MULTIPLE, longest=self._longest)
-        try:
-            out = self._bound(self._session, {name: arrays[name] for name in self._inputs})
-        except Exception as error:  # onnxruntime's exception classes share no base of their own
-            raise EngineError(f"{self.target}: {_reason(error)}") from error
-        if self._per_token:
-            return [out[i, : len(row.ids)] for i, row in enumerate(rows)]
-        return out
+    def describe(self) -> dict[str, Any]:
+        found = gpus()
+        name = "cuda" if isinstance(found, str) or self._device >= len(found) else found[self._device].name
+        return {"device": name, **super().describe()}
 
-    def _bound(self, session: "onnxruntime.InferenceSession", feeds: dict[str, Any]) -> Output:
+    def _pad(self, rows: list[Row]) -> dict[str, Array]:
+        return pad(rows, self._pad_id, np.int32, multiple=MULTIPLE, longest=self._longest)
+
+    def _call(self, session: "onnxruntime.InferenceSession", feeds: dict[str, Array]) -> Output:
         import onnxruntime
 
         binding = session.io_binding()
         for name, array in feeds.items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._place, self._device)
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output(self._output, self._place, self._device)
+        binding.bind_output(self._head.output, self._place, self._device)
         session.run_with_iobinding(binding)
         return np.asarray(binding.get_outputs()[0].numpy(), np.float32)
 
-    def describe(self) -> dict[str, Any]:
-        import onnxruntime
-
-        found = gpus()
-        name = "cuda" if isinstance(found, str) or self._device >= len(found) else found[self._device].name
-        return {"device": name, "onnxruntime": onnxruntime.__version__}
-
-    def close(self) -> None:
-        self._session = None
+    def _failure(self, error: Exception) -> EngineError:
+        code = CUDA_FAILURE.search(str(error))
+        return failure(int(code[1]) if code else 0, f"{self.target}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

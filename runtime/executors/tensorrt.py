@@ -13,7 +13,7 @@ from bei.gpu import Gpu, gpus
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.cuda_memory import CudaMemory, Memory
 from bei.runtime.executor import Output, Row
-from bei.runtime.packing import pack, pad
+from bei.runtime.packing import pack, pad, unpadded
 from bei.runtime.tensorrt.cache import RuntimeCache, cache_files
 from bei.runtime.tensorrt.lanes import Graphs, Lane, Shapes
 from bei.runtime.tensorrt.library import (
@@ -112,9 +112,7 @@ class TensorRtExecutor:
         out = self._execute(self._inputs(rows), len(rows) * longest)
         if self._cache is not None:
             self._cache.count()
-        if self._head.task == "token-classify":
-            return [out[i, : row.ids.size] for i, row in enumerate(rows)]
-        return out
+        return unpadded(out, rows) if self._head.per_token else out
 
     def describe(self) -> dict[str, Any]:
         """Device, version, bytes of buffers, contexts, CUDA graphs (the library's own: "library"), bytes of its cache."""

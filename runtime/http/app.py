@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -29,7 +28,6 @@ def create_app(
     services: Mapping[str, Service],
     settings: Settings | None = None,
     *,
-    middleware: Sequence[Middleware] = (),
     routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """The application over ``services`` by name; its lifespan starts them, and drains them at the end.
@@ -49,7 +47,6 @@ def create_app(
     made: list[BaseRoute] = [*routes, *documents, page_route(), *contract_routes(served, settings)]
     return Starlette(
         routes=[*made, Mount("/sync", routes=made)],
-        middleware=middleware,
         exception_handlers=dict.fromkeys(FAILURES, answer_error),
         lifespan=lifespan,
     )

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from bei import __version__
-from bei.manifest import HeadSpec, Task
+from bei.errors import EngineError
+from bei.manifest import HeadSpec, Task, Verdict
 from bei.runtime.http.errors import tei_error
 from bei.runtime.http.inputs import MAX_ITEMS
 from bei.runtime.http.operation import Answer, Call, Operation
@@ -42,10 +43,11 @@ class ModelType(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ModelInfo(msgspec.Struct, kw_only=True):
-    """One served model.
+    """One served model: TEI's fields, then ours.
 
     Limits that do not exist are null: what waits is bounded by ``max_queue_tokens``. ``prompts`` are names;
-    ``parity`` is the verdict of the engine's certificate, "executed" or not its ``status``.
+    ``parity`` is the verdict of the engine's certificate, "executed" or not its ``status``; ``cosine_min`` and
+    ``logit_error`` are the certificate's worst text, whichever the task has. ``engine`` is what it tells of itself.
     """
 
     model_id: str
@@ -64,9 +66,16 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     sha: str | None
     docker_label: str | None
     max_queue_tokens: int
+    task: Task
+    license: str | None
     target: str
+    device: str
+    precision: str
+    layout: str
     status: str
-    parity: str
+    parity: Verdict
+    cosine_min: float | None
+    logit_error: float | None
     normalized: bool
     always_normalize: bool
     dimensions: int | None
@@ -124,6 +133,7 @@ async def metadata(call: Call, _: None) -> Answer:
 def describe(service: Service, always_normalize: bool) -> ModelInfo:
     manifest, record = service.manifest, service.model.choice.record
     head = manifest.head
+    measures = manifest.parity.summary.get(record.target, {}).get("measures", {})
     return ModelInfo(
         model_id=manifest.source.repo,
         model_sha=manifest.source.revision,
@@ -141,17 +151,32 @@ def describe(service: Service, always_normalize: bool) -> ModelInfo:
         sha=None,
         docker_label=None,
         max_queue_tokens=service.scheduler.max_queue_tokens,
+        task=head.task,
+        license=manifest.license,
         target=record.target,
+        device=record.device,
+        precision=record.precision,
+        layout=record.layout,
         status=record.status,
         parity=manifest.parity.verdicts.get(record.target, "not run"),
+        cosine_min=measures.get("cosine_min"),
+        logit_error=measures.get("logit_error"),
         normalized=head.normalized,
         always_normalize=always_normalize,
         dimensions=head.dimensions if head.task == "embed" else None,
         matryoshka=head.matryoshka,
         prompts=sorted(manifest.prompts),
         default_prompt=manifest.default_prompt,
-        engine=service.model.executor.describe(),
+        engine=engine_facts(service),
     )
+
+
+def engine_facts(service: Service) -> dict[str, Any]:
+    """What the engine tells of itself; of one that is lost, the error."""
+    try:
+        return service.model.executor.describe()
+    except EngineError as error:
+        return {"error": str(error)}
 
 
 def model_type(head: HeadSpec) -> ModelType:

@@ -2,7 +2,6 @@
 
 from bei.runtime.http import (
     baseten,
-    bundles,
     clouds,
     health,
     info,
@@ -24,7 +23,6 @@ OPERATIONS = (
     *vllm.OPERATIONS,
     *clouds.OPERATIONS,
     *models.OPERATIONS,
-    *bundles.OPERATIONS,
     *info.OPERATIONS,
     *health.OPERATIONS,
 )

@@ -75,6 +75,11 @@ class HeadSpec(_Data, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the output has a row for each token."""
+        return not self.pooling
+
 
 class Limits(_Data, frozen=True, kw_only=True):
     """Tokens a text may have, special tokens included; tokens (padding included) and rows of one engine call."""

@@ -80,6 +80,17 @@ def test_keys(url: str, header: str, status: int) -> None:
         assert answer.json()["error"]["type"] == "authentication_error"
 
 
+@pytest.mark.parametrize("path", ["/embed", "/predict", "/rerank", "/info", "/sync/embed"])
+def test_a_missing_key_is_told_in_the_words_of_the_route(url: str, path: str) -> None:
+    answer = httpx.request("GET" if path == "/info" else "POST", f"{url}{path}")
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    body = answer.json()
+    assert body.keys() == {"error", "error_type"}
+    assert body["error_type"] == "Unauthorized"
+    assert "Authorization: Bearer KEY" in body["error"]
+
+
 @pytest.mark.parametrize("path", ["/health", "/ping", "/sync/health"])
 def test_health_needs_no_key(url: str, path: str) -> None:
     assert httpx.get(f"{url}{path}").status_code == 200
@@ -182,7 +193,9 @@ def test_the_log_holds_sizes_and_times_but_no_text(model: Model, monkeypatch: py
     )
     assert first["tokens"] > 2
     assert first["ms"] >= first["tokenize_ms"] + first["queue_ms"] + first["run_ms"] > 0
+    assert first["model"] == "tiny"
     assert "tokens" not in lines[1]
+    assert "model" not in lines[1]
 
 
 # Metrics
@@ -350,6 +363,7 @@ def test_spans_follow_the_stages_and_continue_the_clients_trace(
         assert root.start_time <= span.start_time <= span.end_time <= (root.end_time or math.inf)
     attributes = dict(root.attributes or {})
     assert (attributes["http.response.status_code"], attributes["bei.rows"]) == (200, 1)
+    assert attributes["bei.model"] == "tiny"
     assert not any("nobody" in str(value) for span in spans for value in (span.attributes or {}).values())
     failed = next(span for span in spans if (span.attributes or {}).get("http.response.status_code") == 500)
     assert not failed.status.is_ok

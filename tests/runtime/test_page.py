@@ -73,13 +73,6 @@ def test_who_does_not_ask_for_html_gets_the_health(url: str) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_bundles_with_their_verdicts(url: str) -> None:
-    found = {bundle["task"]: bundle for bundle in httpx.get(f"{url}/v1/bundles").json()}
-    assert found.keys() == LABELS.keys()
-    assert found["embed"]["verdict"] == "passed"
-    assert found["classify"]["labels"] == list(LABELS["classify"])
-
-
 @browsed
 def test_by_keyboard_alone_from_the_top_to_a_heat_map(page: Page, said: list[str]) -> None:
     page.keyboard.press("Tab")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bei.errors import DeadlineExceeded, EngineError, Overloaded, ShuttingDown
+from bei.errors import EngineError, Overloaded, ShuttingDown
 from bei.runtime.batching import Budget
 from bei.runtime.executor import Output, Row
 from bei.runtime.scheduler import AHEAD, Scheduler
@@ -52,12 +52,17 @@ class Fake:
 
 
 def scheduled(
-    test: Callable[[Scheduler], Coroutine[Any, Any, None]], *fakes: Fake, max_queue_tokens: int = 10**6
+    test: Callable[[Scheduler], Coroutine[Any, Any, None]],
+    *fakes: Fake,
+    max_queue_tokens: int = 10**6,
+    hang_seconds: float = 1000.0,
 ) -> None:
     """Run ``test`` with a started scheduler, close it, and check that no task is left."""
 
     async def main() -> None:
-        scheduler = Scheduler(fakes, BUDGET, max_queue_tokens=max_queue_tokens)
+        scheduler = Scheduler(
+            fakes, BUDGET, max_queue_tokens=max_queue_tokens, hang_seconds=hang_seconds
+        )
         scheduler.start()
         try:
             await asyncio.wait_for(test(scheduler), 30)
@@ -70,8 +75,8 @@ def scheduled(
     asyncio.run(main())
 
 
-async def values(scheduler: Scheduler, *rows: Row, timeout: float | None = None) -> list[int]:
-    return [int(output[0]) for output in await scheduler.run(rows, timeout=timeout)]
+async def values(scheduler: Scheduler, *rows: Row) -> list[int]:
+    return [int(output[0]) for output in await scheduler.run(rows)]
 
 
 async def queued(scheduler: Scheduler, tokens: int) -> None:
@@ -149,28 +154,6 @@ def test_a_cancelled_request_never_reaches_the_engine() -> None:
         assert scheduler.counts.dropped_requests == 1
 
     scheduled(test, fake)
-
-
-def test_an_expired_request_never_reaches_the_engine() -> None:
-    fake = Fake(open_gate=False)
-
-    async def test(scheduler: Scheduler) -> None:
-        first = await blocked(scheduler, fake)
-        with pytest.raises(DeadlineExceeded, match=r"0\.020 s"):
-            await values(scheduler, row(7), timeout=0.02)
-        assert scheduler.queued_tokens == 0
-        fake.gate.set()
-        await asyncio.gather(*first)
-        assert not any(7 in batch for batch in fake.batches)
-
-    scheduled(test, fake)
-
-
-def test_a_deadline_that_is_kept_changes_nothing() -> None:
-    async def test(scheduler: Scheduler) -> None:
-        assert await values(scheduler, row(7), timeout=20) == [7]
-
-    scheduled(test, Fake())
 
 
 def test_overload_is_refused_with_a_time_to_come_back() -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// One page over the server's public routes: v1/bundles, stats, and the routes of each task. No dependency, no build step.
+// One page over the server's public routes: info, stats, and the routes of each task. No dependency, no build step.
 
 const POLL_MS = 2000;
 const KEPT = 60; // samples a sparkline shows
@@ -53,26 +53,29 @@ const answer = async (path, body) => (await ask(path, body)).json();
 let models = [];
 
 async function showModels() {
-  models = await answer("v1/bundles");
+  models = (await answer("info")).models.map((m) => ({ ...m, name: m.served_model_name, labels: labelsOf(m.model_type) }));
   $("models").replaceChildren(...models.map(card));
   $("model").replaceChildren(...models.map((m) => el("option", { value: m.name }, `${m.name} (${m.task})`)));
   $("model-field").hidden = models.length < 2;
   chooseModel();
 }
 
+/** In the order of the logits; none for embeddings. */
+const labelsOf = (type) => Object.values((type.classifier || type.reranker || type.token_classifier || {}).id2label || {});
+
 function card(m) {
   const facts = [
     ["engine", `${m.target}, ${m.precision}, ${m.layout}`],
     [m.task === "embed" ? "vector" : "labels", m.task === "embed" ? `${m.dimensions} numbers` : m.labels.join(", ")],
-    ["text", `at most ${m.max_length} tokens`],
-    ["source", m.revision ? `${m.repo} @ ${m.revision.slice(0, 8)}` : m.repo],
+    ["text", `at most ${m.max_input_length} tokens`],
+    ["source", m.model_sha ? `${m.model_id} @ ${m.model_sha.slice(0, 8)}` : m.model_id],
     ["worst text", worst(m)],
   ];
   const list = facts.filter(([, value]) => value).flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value)]);
-  const looks = { "passed": "good", "failed": "bad" }[m.verdict] || "idle";
+  const looks = { "passed": "good", "failed": "bad" }[m.parity] || "idle";
   return el("article", { class: "card" },
     el("h3", {}, m.name),
-    el("div", { class: "title" }, el("span", { class: `pill ${looks}` }, `parity ${m.verdict}`), el("span", { class: "soft small" }, m.task)),
+    el("div", { class: "title" }, el("span", { class: `pill ${looks}` }, `parity ${m.parity}`), el("span", { class: "soft small" }, m.task)),
     el("dl", {}, ...list));
 }
 
@@ -154,7 +157,7 @@ function chooseModel() {
   if (!m) return;
   $("query-field").hidden = m.task !== "rerank";
   $("strategy-field").hidden = m.task !== "token-classify";
-  const prompts = m.task === "embed" ? Object.keys(m.prompts) : [];
+  const prompts = m.task === "embed" ? m.prompts : [];
   $("prompt-field").hidden = !prompts.length;
   $("prompt").replaceChildren(el("option", { value: "" }, "the model's default"), ...prompts.map((name) => el("option", { value: name }, name)));
   $("texts-label").textContent = LABELS[m.task] || "Texts, one a line";

@@ -12,7 +12,7 @@ from tests.runtime.tiny import DIM, write_bundle
 
 import bei
 from bei.runtime.corpus import worker
-from bei.runtime.corpus.quantize import quantize, ranges_of
+from bei.runtime.quantize import int8_by_column, ranges_of, signed_bits
 
 TEXTS = texts(500)
 
@@ -95,8 +95,8 @@ def test_quantising_is_sentence_transformers_to_the_bit(shape: tuple[int, int]) 
     x[:, 3] = 0.25  # a dimension without a range
     ranges = ranges_of(x[:2])
     theirs = quantize_embeddings(x, "int8", ranges=np.array(ranges, np.float32).T)
-    np.testing.assert_array_equal(quantize(x, "int8", ranges), theirs)
-    np.testing.assert_array_equal(quantize(x, "binary"), quantize_embeddings(x, "binary"))
+    np.testing.assert_array_equal(int8_by_column(x, ranges), theirs)
+    np.testing.assert_array_equal(signed_bits(x), quantize_embeddings(x, "binary"))
 
 
 def test_rerank_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -359,9 +359,11 @@ class Slow:
         self.gate.set()
 
 
-def slow_service(model: Model, slow: Slow, max_queue_tokens: int = 1 << 20) -> Service:
+def slow_service(
+    model: Model, slow: Slow, max_queue_tokens: int = 1 << 20, hang_seconds: float = 1000.0
+) -> Service:
     slowed = Model(model.bundle, model.choice, model.tokenizer, slow)
-    return Service(slowed, max_queue_tokens=max_queue_tokens)
+    return Service(slowed, max_queue_tokens=max_queue_tokens, hang_seconds=hang_seconds)
 
 
 def background(url: str, text: str) -> threading.Thread:
@@ -405,6 +407,19 @@ def test_the_work_of_a_client_that_left_is_dropped(model: Model) -> None:
         slow.gate.set()
         assert httpx.post(f"{url}/v1/embeddings", json={"input": "z"}).status_code == 200
         assert len(slow.lengths) < 100
+
+
+def test_an_engine_that_hangs_is_503(model: Model) -> None:
+    slow = Slow()
+    with serving(slow_service(model, slow, hang_seconds=0.2)) as url:
+        answer = httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, timeout=30)
+        health = httpx.get(f"{url}/health")
+        slow.gate.set()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "no engine is left" in answer.json()["error"]["message"]
+    assert answer.headers["x-should-retry"] == "true"
+    assert health.status_code == 503
 
 
 def test_stopping_finishes_what_was_accepted(model: Model) -> None:

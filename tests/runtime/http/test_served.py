@@ -11,7 +11,7 @@ from tests.runtime.http.test_tei import ids
 from tests.runtime.serving import serving
 from tests.runtime.tiny import DIM, expected, write_bundle
 
-from bei.errors import InputError
+from bei.errors import EngineLost, InputError
 from bei.runtime.http.operations import OPERATIONS
 from bei.runtime.model import Model, load
 from bei.runtime.service import Service
@@ -130,7 +130,15 @@ def test_info_is_teis(http: httpx.Client) -> None:
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
     assert (info["max_input_length"], info["max_client_batch_size"]) == (16, 2048)
     assert (info["target"], info["status"], info["parity"]) == ("onnxruntime-cpu", "executed", "passed")
+    assert (info["task"], info["device"], info["precision"], info["layout"]) == (
+        "embed",
+        "cpu",
+        "fp32",
+        "padded",
+    )
+    assert (info["license"], info["cosine_min"]) == ("apache-2.0", None)
     assert info["prompts"] == ["query"]
+    assert info["engine"]["device"] == "cpu"
     kinds = [model["model_type"] for model in info["models"]]
     assert [list(kind) for kind in kinds] == [
         ["embedding"],
@@ -140,6 +148,19 @@ def test_info_is_teis(http: httpx.Client) -> None:
     ]
     assert kinds[3]["token_classifier"]["id2label"] == {str(i): label for i, label in enumerate(LABELS)}
     assert kinds[2]["classifier"]["label2id"] == {mood: index for index, mood in enumerate(MOODS)}
+
+
+def test_info_tells_of_an_engine_that_is_lost(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe() -> dict[str, Any]:
+        raise EngineLost("cuda-sm90: cuMemGetInfo_v2 failed: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(models["embed"].executor, "describe", describe)
+    with serving(*services(models, "embed")) as url:
+        info = httpx.get(f"{url}/info")
+        assert info.status_code == 200
+        assert "ILLEGAL_ADDRESS" in info.json()["engine"]["error"]
 
 
 def test_models_are_listed(http: httpx.Client) -> None:
