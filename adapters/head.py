@@ -63,7 +63,7 @@ Step = Dense | LayerNorm | Activate | Scale | Normalize
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """``pooling`` is empty for token classification; several poolings are concatenated.
+    """``pooling`` is empty for per-token results; several poolings are concatenated.
 
     ``include_prompt`` False keeps a prompt's tokens out of the pooling. ``labels`` in logit order.
     """
@@ -75,3 +75,13 @@ class Head:
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
     matryoshka: tuple[int, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The name of a graph's output."""
+        names: dict[Task, str] = {"embed": "sentence_embedding", "embed-tokens": "token_embeddings"}
+        return names.get(self.task, "logits")
+
+
+TOKENS = Head(task="embed-tokens", pooling=(), steps=())
+"""No head at all: the encoder's last hidden state, a vector for each token."""

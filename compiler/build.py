@@ -49,6 +49,7 @@ class BuildOptions:
 
     ``precision`` of FP16 engines, or a hand-written ``policy`` file; ``calibration`` a file of texts for the audit.
     ``card``: a GPU that the engines must fit. ``timing_cache``, ``portability``: see `TensorRtOptions`.
+    ``token_embeddings``: of an embedding model, engines that give a vector for each token.
     """
 
     repo: str
@@ -67,6 +68,7 @@ class BuildOptions:
     card: str | None = None
     timing_cache: Path | None = None
     portability: Portability = NOT_PORTABLE
+    token_embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +97,8 @@ def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
     )
     adapter = adapter_for(checkpoint.config)
     loaded = load_model(checkpoint, adapter, values=False)
+    if options.token_embeddings:
+        loaded = loaded.of_tokens(checkpoint.name)
     needs = signature(loaded.cfg, loaded.head)
     check_shapes(checkpoint.name, loaded.weights, needs.needed, needs.optional)
     return Model(
@@ -128,7 +132,7 @@ def compile_bundle(
     if options.out is not None:
         check_destination(options.out)
     model = read_model(options, progress)
-    out = options.out or Path(f"{model.checkpoint.name}.bundle")
+    out = options.out or Path(f"{_name(model.checkpoint, options)}.bundle")
     memory = _memory(model, options, targets)
     check_host(memory, free_memory())
     check_finite(
@@ -317,17 +321,18 @@ def _manifest(
 
 
 def _name(checkpoint: Checkpoint, options: BuildOptions) -> str:
-    """The repository's name; for a folder, which may be called anything, the name chosen for the bundle."""
+    """The repository's name, with a suffix where the bundle gives tokens; for a folder, which may be called anything,
+    the name chosen for the bundle."""
     if checkpoint.revision is None and options.out is not None:
         return options.out.name.removesuffix(".bundle")
-    return checkpoint.name
+    return f"{checkpoint.name}-tokens" if options.token_embeddings else checkpoint.name
 
 
 def _head_spec(loaded: LoadedModel) -> HeadSpec:
     head = loaded.head
     return HeadSpec(
         task=head.task,
-        output="sentence_embedding" if head.task == "embed" else "logits",
+        output=head.output,
         dimensions=output_width(loaded.cfg, head),
         pooling=head.pooling,
         include_prompt=head.include_prompt,

@@ -42,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--target", action="append", default=[], help="repeatable; default: all this machine can build"
     )
+    p.add_argument(
+        "--token-embeddings",
+        action="store_true",
+        help="a vector for each token (the last hidden state) instead of one a text",
+    )
     p.add_argument("--layout", choices=("padded", "packed"), default="padded", help="of GPU engines")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: <name>.bundle")
     p.add_argument(
@@ -166,6 +171,7 @@ def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
         portability=Portability(
             hardware=args.hardware_compatibility, version_compatible=args.version_compatible
         ),
+        token_embeddings=args.token_embeddings,
     )
     tokens = args.max_batch_tokens or (truss.max_batch_tokens if truss else None)
     rows = args.max_batch or (truss.max_batch if truss else None)

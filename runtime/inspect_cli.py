@@ -159,9 +159,10 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _head(head: dict[str, Any]) -> str:
-    if head["task"] != "embed":
+    if head["labels"]:
         return f"{len(head['labels'])} labels: {', '.join(head['labels'][:8])}"
-    parts = [f"{'+'.join(head['pooling'])} pooling", f"{head['dimensions']} dimensions"]
+    pooling = f"{'+'.join(head['pooling'])} pooling" if head["pooling"] else "a vector for each token"
+    parts = [pooling, f"{head['dimensions']} dimensions"]
     parts.append("unit length" if head["normalized"] else "not normalised")
     if head["matryoshka"]:
         parts.append(f"prefixes {', '.join(map(str, head['matryoshka']))}")

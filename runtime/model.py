@@ -117,6 +117,18 @@ class Model:
         vectors = embeddings(raw, head, dimensions, normalize)
         return vectors[0] if single else vectors
 
+    def encode_tokens(
+        self, texts: Sequence[Input], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> list[Output]:
+        """A vector for each token of each text, float32 [n, d], special tokens and a prompt's included; as `encode`
+        otherwise. Raises InputError, EngineError."""
+        self._need("embed-tokens")
+        inputs = _listed(texts)
+        resolved = resolve_prompt(self.manifest, prompt_name=prompt_name, prompt=prompt)
+        if prompt_name is not None or prompt is not None:
+            check_promptable(inputs, resolved)
+        return self._per_token(self.tokenizer.encode(inputs, max_length=self.max_length, prompt=resolved))
+
     def rerank(self, query: str, texts: Sequence[str], *, raw: bool = False) -> Output:
         """Relevance of each text to the query, float32 [n] in the order of ``texts``: in 0 … 1, or with ``raw`` the
         model's logits. Raises InputError, EngineError."""
@@ -208,12 +220,15 @@ class Model:
 
     def _logits(self, spans: Sequence[Sequence[Spans]]) -> list[list[Output]]:
         """Of each text's rows."""
-        rows = [one.row for of_text in spans for one in of_text]
+        in_order = iter(self._per_token([one.row for of_text in spans for one in of_text]))
+        return [[next(in_order) for _ in of_text] for of_text in spans]
+
+    def _per_token(self, rows: Sequence[Row]) -> list[Output]:
+        """The engine's output [n, width] for each row, in order."""
         found = dict(self._run(rows, self.budget))
         made = [found[index] for index in range(len(rows))]
         found |= self.rescue.outputs({index: rows[index] for index in non_finite(made)})
-        in_order = (found[index] for index in range(len(rows)))
-        return [[next(in_order) for _ in of_text] for of_text in spans]
+        return [found[index] for index in range(len(rows))]
 
     def _pooled(self, inputs: Sequence[Input], prompt: str | None, batch_tokens: int | None = None) -> Output:
         """The engine's output [n, width], rows in the order of ``inputs``."""

@@ -61,6 +61,14 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokensEmbedded:
+    """``vectors`` float32 [tokens, d], one array an input."""
+
+    vectors: list[Output]
+    work: Work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
     """``scores`` float32 [n, labels]: probabilities, or logits where those were asked for."""
 
@@ -149,11 +157,16 @@ class Service:
         head = self.manifest.head
         check_dimensions(head, dimensions)
         check_normalize(head, normalize)
-        prompt = resolve_prompt(self.manifest, prompt_name=prompt_name, input_type=input_type)
-        if prompt_name is not None or input_type is not None:
-            check_promptable(inputs, prompt)
+        prompt = self._prompt(inputs, prompt_name, input_type)
         raw, work = await self._pooled(inputs, prompt, truncation)
         return Embedded(vectors=embeddings(raw, head, dimensions, normalize), work=work)
+
+    async def embed_tokens(
+        self, inputs: Sequence[Input], *, truncation: Truncation, prompt_name: str | None = None
+    ) -> TokensEmbedded:
+        """A vector for each token of each input. Raises InputError, EngineError and the scheduler's errors."""
+        outputs, work = await self._outputs(inputs, self._prompt(inputs, prompt_name), truncation)
+        return TokensEmbedded(vectors=outputs, work=work)
 
     async def score(self, inputs: Sequence[Input], *, truncation: Truncation, raw: bool = False) -> Scored:
         """Every label's score for each text or pair. Raises InputError, EngineError and the scheduler's errors."""
@@ -211,8 +224,8 @@ class Service:
     async def tokenize(
         self, texts: Sequence[str], *, special: bool = True, prompt_name: str | None = None
     ) -> list[list[Token]]:
-        """Each text's tokens, a named prompt before it included. Raises InputError."""
-        prompt = resolve_prompt(self.manifest, prompt_name=prompt_name) if prompt_name is not None else ""
+        """Each text's tokens, those of the prompt before it included. Raises InputError."""
+        prompt = resolve_prompt(self.manifest, prompt_name=prompt_name) or ""
         prompted = [f"{prompt}{text}" for text in texts]
         return await self._tokenize(partial(self.model.tokenizer.tokens, special=special), prompted)
 
@@ -232,10 +245,26 @@ class Service:
             outputs = [found.get(index, output) for index, output in enumerate(outputs)]
         return outputs
 
+    def _prompt(
+        self, inputs: Sequence[Input], prompt_name: str | None, input_type: str | None = None
+    ) -> str | None:
+        """What goes before each text. Raises InputError."""
+        prompt = resolve_prompt(self.manifest, prompt_name=prompt_name, input_type=input_type)
+        if prompt_name is not None or input_type is not None:
+            check_promptable(inputs, prompt)
+        return prompt
+
     async def _pooled(
         self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation
     ) -> tuple[Output, Work]:
         """The engine's output [n, width], every number finite."""
+        outputs, work = await self._outputs(inputs, prompt, truncation)
+        return np.stack(outputs), work
+
+    async def _outputs(
+        self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation
+    ) -> tuple[list[Output], Work]:
+        """The engine's output for each input, every number finite."""
         encode = partial(
             self.model.tokenizer.encode,
             prompt=prompt,
@@ -245,8 +274,8 @@ class Service:
         )
         with self.scheduler.reserve(guess_tokens(inputs, truncation.max_length)):
             rows = await self._tokenize(encode, inputs)
-        raw = np.stack(await self._run(rows))
-        return raw, _work(inputs, rows, tuple(row.dropped for row in rows))
+        outputs = await self._run(rows)
+        return outputs, _work(inputs, rows, tuple(row.dropped for row in rows))
 
     async def _tokenize(self, function: Callable[..., T], *arguments: object) -> T:
         with stages.stage("tokenize"):

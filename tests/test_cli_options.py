@@ -18,7 +18,7 @@ FLAGS = {
         compile_parser,
         """--calibration --card --config --hardware-compatibility --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
         --offline --out --plan --policy --precision --repo --revision --target --timing-cache
-        --version-compatible""",
+        --token-embeddings --version-compatible""",
     ),
     "bei-embed": (
         embed_parser,

@@ -1,16 +1,17 @@
 """From an open checkpoint and its adapter to the encoder's and the head's weights, every tensor accounted for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bei.adapters.base import Adapter, Derived, Source
 from bei.adapters.config import EncoderConfig
-from bei.adapters.head import Head
+from bei.adapters.head import TOKENS, Head
 from bei.compiler.checkpoint.checkpoint import Checkpoint
 from bei.compiler.checkpoint.head import HeadFiles, read_head
 from bei.compiler.checkpoint.stored import StoredTensor
+from bei.compiler.lowering.signature import signature
 from bei.compiler.weights import Weight, check_finite, find_prefix, resolve, strip_prefix
-from bei.errors import WeightMismatch
+from bei.errors import InputError, WeightMismatch
 
 PROBE = "embed.tokens.weight"
 """The row that every adapter has; where it is stored tells the prefix."""
@@ -28,6 +29,21 @@ class LoadedModel:
     def head(self) -> Head:
         """What follows the encoder."""
         return self.head_files.head
+
+    def of_tokens(self, subject: str) -> "LoadedModel":
+        """The encoder of an embedding model without what follows it. Raises InputError for other models."""
+        if self.head.task != "embed":
+            raise InputError(
+                f"{subject}: made for {self.head.task!r}, only embedding models give token embeddings. "
+                "Leave --token-embeddings out."
+            )
+        needs = signature(self.cfg, TOKENS)
+        used = needs.needed | needs.optional
+        return LoadedModel(
+            cfg=self.cfg,
+            head_files=replace(self.head_files, head=TOKENS),
+            weights={name: weight for name, weight in self.weights.items() if name in used},
+        )
 
 
 def load_model(checkpoint: Checkpoint, adapter: Adapter, *, values: bool = True) -> LoadedModel:

@@ -5,11 +5,10 @@ sentence-transformers pools, projects and normalises by itself, so for embedding
 state; for pairs and classes it ends at the logits. The folder also loads with ``backend="torch"``.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bei.adapters.head import Head, Normalize, Pooling, Scale
+from bei.adapters.head import TOKENS, Head, Normalize, Pooling, Scale
 from bei.adapters.registry import adapter_for
 from bei.compiler.checkpoint.checkpoint import open_checkpoint
 from bei.compiler.checkpoint.files import read_optional
@@ -46,9 +45,9 @@ def write(bundle: Bundle, folder: Path, *, target: str | None, allow_unverified:
     record = choose(manifest, [target or "onnxruntime-cpu"], allow_unverified=allow_unverified)
     if record.target != "onnxruntime-cpu":
         raise BundleError(f"{manifest.name}: sentence-transformers runs ONNX graphs, not {record.target}.")
-    if manifest.head.task == "token-classify":
+    if manifest.head.per_token:
         raise BundleError(
-            f"{manifest.name}: sentence-transformers has no token classification. Use --format onnx."
+            f"{manifest.name}: sentence-transformers has no models for {manifest.head.task}. Use --format onnx."
         )
     copy_checkpoint(bundle, folder)
     checkpoint = open_checkpoint(str(folder), offline=True)
@@ -68,8 +67,7 @@ def write(bundle: Bundle, folder: Path, *, target: str | None, allow_unverified:
 def _graph(manifest: Manifest, model: LoadedModel) -> bytes:
     head = model.head
     if head.task == "embed":
-        bare = replace(head, task="token-classify", pooling=(), steps=())
-        emitted = emit(model.cfg, bare, model.weights, ONNXRUNTIME_CPU)
+        emitted = emit(model.cfg, TOKENS, model.weights, ONNXRUNTIME_CPU)
         emitted.model.graph.outputs[0].name = HIDDEN
         return emitted.serialize()
     if any(isinstance(step, Scale) for step in head.steps):

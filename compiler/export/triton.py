@@ -75,10 +75,8 @@ def lengths(longest: int) -> list[int]:
 def ensemble_config(manifest: Manifest, record: EngineRecord, name: str) -> Message:
     """Texts in, the engine's output out."""
     made = _tokenizer_outputs(manifest, record)
-    passed = (
-        [_tensor(n, manifest, record) for n in made if n not in record.inputs] if _tagging(manifest) else []
-    )
-    if _tagging(manifest):
+    passed = [_tensor(n, manifest, record) for n in made if n not in record.inputs]
+    if manifest.head.per_token:
         passed.insert(0, _tensor("attention_mask", manifest, record))
     steps: list[Message] = [
         _step(f"{name}_tokenizer", _text_inputs(manifest), made),
@@ -172,17 +170,13 @@ def _write_tokenizer(bundle: Bundle, record: EngineRecord, folder: Path) -> None
     shutil.copyfile(TOKENIZER_STEP, folder / "model.py")
 
 
-def _tagging(manifest: Manifest) -> bool:
-    return manifest.head.task == "token-classify"
-
-
 def _text_inputs(manifest: Manifest) -> list[str]:
     return ["TEXT", "TEXT_PAIR"] if manifest.head.task == "rerank" else ["TEXT"]
 
 
 def _tokenizer_outputs(manifest: Manifest, record: EngineRecord) -> list[str]:
-    """The engine's inputs; with token labels also where each token lies in its text."""
-    return [*record.inputs, *(["offsets"] if _tagging(manifest) else [])]
+    """The engine's inputs; for per-token results also where each token lies in its text."""
+    return [*record.inputs, *(["offsets"] if manifest.head.per_token else [])]
 
 
 def _texts(manifest: Manifest) -> list[Message]:
@@ -208,8 +202,7 @@ def _engine_input(name: str, manifest: Manifest, record: EngineRecord) -> Messag
 
 def _output(manifest: Manifest) -> Message:
     head = manifest.head
-    width = head.dimensions if head.task == "embed" else len(head.labels)
-    dims = [-1, width] if _tagging(manifest) else [width]
+    dims = [-1, head.dimensions] if head.per_token else [head.dimensions]
     return {"name": head.output, "data_type": Enum("TYPE_FP32"), "dims": dims}
 
 

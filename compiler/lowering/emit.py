@@ -48,10 +48,9 @@ def emit(
     kind = ProbedOnnxOps if probed else OnnxOps
     ops = kind(g, policy, cfg.position_pad, precision.islands)
     result = run(cfg, head, Folded(ops, own, precision, cfg)).value
-    output = "sentence_embedding" if head.task == "embed" else "logits"
     shape: tuple[str | int, ...] = ("batch", output_width(cfg, head))
     if not head.pooling:
         shape = ("batch", "sequence", output_width(cfg, head))
     probes = ops.probes if isinstance(ops, ProbedOnnxOps) else None
-    model = g.model(result, output, shape, {"task": head.task}, probes)
-    return EmittedGraph(model=model, inputs=tuple(g.inputs), output=output, weights=g.used)
+    model = g.model(result, head.output, shape, {"task": head.task}, probes)
+    return EmittedGraph(model=model, inputs=tuple(g.inputs), output=head.output, weights=g.used)

@@ -157,7 +157,7 @@ def _engine(
         if report.verdict == "passed":
             return report
         policy = PLAIN if record.precision == "fp32" else policy_of(bundle.manifest)
-        encoder = load_encoder(checkpoint, record.precision, policy)
+        encoder = load_encoder(checkpoint, record.precision, policy, expected.reference.task)
         rows = tokenize(bundle.manifest, open_tokenizer(bundle), expected.samples)
         return _judged(with_rung(report, record, encoder, rows, expected))
 

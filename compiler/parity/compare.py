@@ -19,6 +19,7 @@ F64 = npt.NDArray[np.float64]
 
 DISTANCE: dict[Task, str] = {
     "embed": "1 − cosine",
+    "embed-tokens": "1 − cosine, worst token",
     "classify": "probability error",
     "rerank": "score error",
     "token-classify": "probability error",
@@ -51,6 +52,8 @@ def compare(
     _require_same_shapes(ours, theirs)
     if task == "embed":
         return _embed(np.stack(ours), np.stack(theirs))
+    if task == "embed-tokens":
+        return _embed_tokens(ours, theirs)
     if task == "rerank":
         return _rerank(np.stack(ours), np.stack(theirs), samples)
     return _classify(ours, theirs, multi_label)
@@ -66,9 +69,10 @@ def compare_spans(
 
 
 def difference(task: Task, a: F32, b: F32) -> float:
-    """How far one text's result moved: relative to the vector's length, or, for logits, absolute below 1."""
-    if task == "embed":
-        return float(measures.relative_error(a[None], b[None])[0])
+    """How far one text's result moved: relative to the vector's length (of the worst token, where each has one), or, for
+    logits, absolute below 1."""
+    if task in ("embed", "embed-tokens"):
+        return float(measures.relative_error(np.atleast_2d(a), np.atleast_2d(b)).max())
     return measures.scaled_difference(a, b)
 
 
@@ -81,18 +85,46 @@ def _embed(ours: F32, theirs: F32) -> Comparison:
         distance[good] = measures.cosine_distance(a, b)
         error[good] = np.abs(a.astype(np.float64) - b).max(axis=1)
         overlap = measures.neighbour_overlap(a, b)
-        cosine = 1 - distance[good]
         values |= {
-            "cosine_min": float(cosine.min()),
-            "cosine_p1": float(np.percentile(cosine, 1)),
-            "cosine_median": float(np.median(cosine)),
-            "cosine_mean": float(cosine.mean()),
+            **_cosines(1 - distance[good]),
             "relative_error": float(measures.relative_error(a, b).max()),
             "max_abs_error": float(error[good].max()),
             "neighbour_overlap": None if overlap is None else float(overlap.mean()),
             "rank_correlation": measures.similarity_rank_correlation(a, b),
         }
     return Comparison(values=values, distance=distance, error=error)
+
+
+def _embed_tokens(ours: Sequence[F32], theirs: Sequence[F32]) -> Comparison:
+    """Every token counts the same; a text's distance is that of its worst token."""
+    good = np.array([bool(np.isfinite(x).all()) for x in ours])
+    distance, error = (np.full(len(ours), np.nan) for _ in range(2))
+    cosines: list[F64] = []
+    relative = 0.0
+    for i in np.flatnonzero(good).tolist():
+        of_tokens = measures.cosine_distance(ours[i], theirs[i])
+        cosines.append(1 - of_tokens)
+        relative = max(relative, float(measures.relative_error(ours[i], theirs[i]).max()))
+        distance[i] = of_tokens.max()
+        error[i] = np.abs(ours[i].astype(np.float64) - theirs[i]).max()
+    values: dict[str, float | None] = {"non_finite": float((~good).sum())}
+    if cosines:
+        cosine = np.concatenate(cosines)
+        values |= {
+            **_cosines(cosine),
+            "relative_error": relative,
+            "max_abs_error": float(error[good].max()),
+        }
+    return Comparison(values=values, distance=distance, error=error)
+
+
+def _cosines(cosine: F64) -> dict[str, float | None]:
+    return {
+        "cosine_min": float(cosine.min()),
+        "cosine_p1": float(np.percentile(cosine, 1)),
+        "cosine_median": float(np.median(cosine)),
+        "cosine_mean": float(cosine.mean()),
+    }
 
 
 def _rerank(ours: F32, theirs: F32, samples: Sequence[Sample]) -> Comparison:

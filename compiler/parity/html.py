@@ -18,6 +18,7 @@ SAID: dict[Verdict, str] = {"passed": "✓ passed", "failed": "✗ failed", "not
 CLASS: dict[Verdict, str] = {"passed": "passed", "failed": "failed", "not run": "idle"}
 TASKS: dict[Task, str] = {
     "embed": "embeddings",
+    "embed-tokens": "token embeddings",
     "classify": "classification",
     "rerank": "reranking",
     "token-classify": "token classification",

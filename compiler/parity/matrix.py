@@ -156,7 +156,7 @@ COLUMNS = ("model", "adapter", "task", "weights", "verdict", "worst", "NaN", "ba
 
 def cells(row: Row) -> tuple[str, ...]:
     """As `COLUMNS`. "worst" is the cosine of the text that is furthest off, or its logit error."""
-    worst = f"cos {number(row.cosine)}" if row.task == "embed" else f"logit {number(row.logit_error)}"
+    worst = f"cos {number(row.cosine)}" if row.cosine is not None else f"logit {number(row.logit_error)}"
     if row.cosine is None and row.logit_error is None:
         worst = "–"
     changes = (number(x) for x in (row.non_finite, row.batch_difference, row.padding_difference))

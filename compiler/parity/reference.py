@@ -50,7 +50,7 @@ class Reference(Protocol):
         """Each input's ids, truncated, special tokens included."""
 
     def outputs(self, samples: Sequence[Sample]) -> list[F32]:
-        """embed: a vector [d]; classify and rerank: logits [C]; token-classify: logits [n, C]."""
+        """embed: a vector [d]; embed-tokens: [n, d]; classify and rerank: logits [C]; token-classify: logits [n, C]."""
 
 
 class TokenReference(Reference, Protocol):
@@ -118,9 +118,10 @@ class Embedder:
 
     def hidden_states(self, sample: Sample) -> dict[str, F32]:
         with quiet():
-            features = self._features(sample)
-            inputs = {key: value for key, value in features.items() if key in MODEL_INPUTS}
-            return named_states(self.model.transformers_model, inputs)
+            return named_states(self.model.transformers_model, self._inputs(sample))
+
+    def _inputs(self, sample: Sample) -> dict[str, "torch.Tensor"]:
+        return {key: value for key, value in self._features(sample).items() if key in MODEL_INPUTS}
 
     def _features(self, sample: Sample) -> Mapping[str, Any]:
         prompt = sample.prompt or self.model.default_prompt_name
@@ -131,6 +132,23 @@ class Embedder:
             [sample.text], prompt=None if prompt is None else self.model.prompts[prompt]
         )
         return features
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenEmbedder(Embedder):
+    """What the model that sentence-transformers pools over gives: its last hidden state, text by text."""
+
+    task: Task = "embed-tokens"
+    name: str = "transformers fp32"
+
+    def outputs(self, samples: Sequence[Sample]) -> list[F32]:
+        import torch
+
+        with quiet(), torch.inference_mode():
+            return [
+                self.model.transformers_model(**self._inputs(sample)).last_hidden_state[0].numpy()
+                for sample in samples
+            ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,7 +296,8 @@ def _load_embedder(folder: Path, task: Task, max_length: int | None) -> Embedder
     own = model.max_seq_length
     if max_length is not None and (own is None or max_length < own):
         model.max_seq_length = max_length
-    return Embedder(model=model, versions=_versions("sentence-transformers", "transformers", "torch"))
+    kind = TokenEmbedder if task == "embed-tokens" else Embedder
+    return kind(model=model, versions=_versions("sentence-transformers", "transformers", "torch"))
 
 
 def _load_classifier(folder: Path, task: Task, max_length: int | None) -> Classifier:
@@ -361,6 +380,7 @@ def _load_with_head(folder: Path, auto_class: Any, max_length: int | None) -> tu
 
 LOADERS: Mapping[Task, Callable[[Path, Task, int | None], Embedder | Classifier | Tagger]] = {
     "embed": _load_embedder,
+    "embed-tokens": _load_embedder,
     "classify": _load_classifier,
     "rerank": _load_classifier,
     "token-classify": _load_tagger,

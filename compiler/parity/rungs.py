@@ -26,7 +26,7 @@ from bei.compiler.parity.report import EngineReport, Rung, judge
 from bei.compiler.parity.run import Expected
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight
-from bei.manifest import EngineRecord
+from bei.manifest import EngineRecord, Task
 from bei.runtime.executor import Row
 
 if TYPE_CHECKING:
@@ -106,12 +106,17 @@ def state_sites(cfg: EncoderConfig) -> dict[str, str]:
     return {**sites, last: "output"}
 
 
-def load_encoder(checkpoint: Path, precision: str, policy: Policy = PLAIN) -> TorchEncoder:
-    """The encoder of the checkpoint in ``checkpoint``. Raises what reading a checkpoint raises."""
+def load_encoder(
+    checkpoint: Path, precision: str, policy: Policy = PLAIN, task: Task | None = None
+) -> TorchEncoder:
+    """The encoder of the checkpoint in ``checkpoint``, without its head where the ``task`` is token embeddings. Raises
+    what reading a checkpoint raises."""
     from bei.compiler.lowering.torch_ops import Tensors
 
     opened = open_checkpoint(str(checkpoint))
     loaded = load_model(opened, adapter_for(opened.config))
+    if task == "embed-tokens":
+        loaded = loaded.of_tokens(opened.name)
     return TorchEncoder(
         cfg=loaded.cfg,
         head=loaded.head,

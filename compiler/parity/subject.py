@@ -97,6 +97,8 @@ class BundleEngine:
         match self.head.task:
             case "embed":
                 return list(self.model.encode([sample.text for sample in samples], prompt_name=prompt))
+            case "embed-tokens":
+                return self.model.encode_tokens([sample.text for sample in samples], prompt_name=prompt)
             case "token-classify":
                 found = self.model.predict_tokens([sample.text for sample in samples], raw=True)
                 return [tokens.scores for tokens in found]

@@ -55,7 +55,7 @@ def builtin(
     singles = tuple(_singles(max_length, full))
     if task == "rerank":
         return tuple(_groups(singles))
-    prompted = _prompted(prompts, full) if task == "embed" else ()
+    prompted = _prompted(prompts, full) if task in ("embed", "embed-tokens") else ()
     return (*singles, *prompted)
 
 
@@ -73,7 +73,7 @@ def require_fit(samples: Sequence[Sample], task: Task, where: str) -> None:
             raise ParityError(
                 f"{where}: text {number} is not a pair, but a reranker scores pairs. Give query and document."
             )
-        if task in ("embed", "token-classify") and sample.pair is not None:
+        if task in ("embed", "embed-tokens", "token-classify") and sample.pair is not None:
             raise ParityError(f"{where}: text {number} is a pair, but the task is {task}. Give single texts.")
 
 

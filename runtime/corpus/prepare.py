@@ -60,7 +60,10 @@ class Cut:
 
 
 def columns_for(task: Task, given: Sequence[str]) -> tuple[str, ...]:
-    """The columns to read. Raises InputError for a number of them that the task does not take."""
+    """The columns to read. Raises InputError for a number of them that the task does not take, and for a task whose
+    answers are no rows of a table."""
+    if task not in COLUMNS:
+        raise InputError(f"bei-embed: cannot write what a model for {task!r} gives. Use Model.encode_tokens.")
     default, allowed = COLUMNS[task]
     if given and len(given) not in allowed:
         need = " or ".join(map(str, allowed))

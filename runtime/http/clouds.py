@@ -25,6 +25,7 @@ TYPED = {
 
 OF_TASK: dict[Task, str] = {
     "embed": "embed",
+    "embed-tokens": "embed_all",
     "classify": "predict",
     "rerank": "rerank",
     "token-classify": "predict_tokens",

@@ -81,9 +81,10 @@ def write(answer: Answer, media: str, zstd: bool) -> tuple[bytes, bool]:
 
 
 def _json_array(value: Any) -> Any:
-    """A row as a list. Each row passes through Python's own code: a big answer does not hold up other threads."""
+    """A row as a list, several as such. Each row passes through Python's own code: a big answer does not hold up other
+    threads."""
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return value.tolist() if value.ndim == 1 else list(value)
     raise NotImplementedError(type(value))
 
 
@@ -91,7 +92,9 @@ def _msgpack_array(value: Any) -> Any:
     """A row as an array of single-precision numbers, which msgspec itself would write as doubles."""
     if not isinstance(value, np.ndarray):
         raise NotImplementedError(type(value))
-    if value.dtype != np.float32 or value.ndim != 1:
+    if value.ndim > 1:
+        return list(value)
+    if value.dtype != np.float32:
         return value.tolist()
     cells = np.empty((len(value), 5), np.uint8)
     cells[:, 0] = 0xCA  # float 32

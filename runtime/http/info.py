@@ -28,7 +28,7 @@ class Labels(msgspec.Struct, kw_only=True):
 
 
 class Pooling(msgspec.Struct, kw_only=True):
-    """How an embedding model pools."""
+    """How an embedding model pools; "none" where it gives a vector for each token."""
 
     pooling: str
 
@@ -163,7 +163,7 @@ def describe(service: Service, always_normalize: bool) -> ModelInfo:
         logit_error=measures.get("logit_error"),
         normalized=head.normalized,
         always_normalize=always_normalize,
-        dimensions=head.dimensions if head.task == "embed" else None,
+        dimensions=None if head.labels else head.dimensions,
         matryoshka=head.matryoshka,
         prompts=sorted(manifest.prompts),
         default_prompt=manifest.default_prompt,
@@ -180,8 +180,8 @@ def engine_facts(service: Service) -> dict[str, Any]:
 
 
 def model_type(head: HeadSpec) -> ModelType:
-    if head.task == "embed":
-        return ModelType(embedding=Pooling(pooling="+".join(head.pooling)))
+    if head.task in ("embed", "embed-tokens"):
+        return ModelType(embedding=Pooling(pooling="+".join(head.pooling) or "none"))
     labels = Labels(
         id2label={str(index): label for index, label in enumerate(head.labels)},
         label2id={label: index for index, label in enumerate(head.labels)},

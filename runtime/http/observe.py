@@ -1,4 +1,4 @@
-"""Around every request: an id, a record of its stages, and watchers that hear of its end."""
+"""Around every request: an id, a record of its stages that its answer's headers tell, and watchers that hear of its end."""
 
 import os
 import re
@@ -15,6 +15,13 @@ REQUEST_ID, BASETEN_ID = "x-request-id", "x-baseten-customer-request-id"
 READABLE_ID = re.compile(r"[!-~]{1,128}")
 ELSEWHERE = "other"
 """The route of requests whose path none serves: names from outside never become names of metrics."""
+
+TIMES: dict[str, stages.Name] = {
+    "x-tokenization-time": "tokenize",
+    "x-queue-time": "queue",
+    "x-inference-time": "run",
+}
+"""TEI's headers for the stages of a request, in whole milliseconds."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,9 +90,18 @@ class Observe:
 
 
 def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """The request's ids: ours or the client's, and Baseten's."""
-    found = [(REQUEST_ID.encode(), exchange.id.encode())]
+    """The request's ids, ours or the client's, and Baseten's; for work of an engine what it took, as TEI tells it."""
+    found = {REQUEST_ID: exchange.id}
     baseten = exchange.headers.get(BASETEN_ID, "")
     if READABLE_ID.fullmatch(baseten):
-        found.append((BASETEN_ID.encode(), baseten.encode()))
-    return found
+        found[BASETEN_ID] = baseten
+    record = exchange.record
+    if record.rows:
+        total = _milliseconds(time.perf_counter() - exchange.began)
+        found |= {"x-compute-time": total, "x-total-time": total, "x-compute-tokens": str(record.tokens)}
+        found |= {header: _milliseconds(record.seconds(name)) for header, name in TIMES.items()}
+    return [(name.encode(), value.encode()) for name, value in found.items()]
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(1000 * seconds))

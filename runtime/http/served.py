@@ -8,6 +8,9 @@ from bei.manifest import Task
 from bei.runtime import stages
 from bei.runtime.service import Service
 
+HOW: dict[Task, str] = {"embed-tokens": " Compile one with bei-compile --token-embeddings."}
+"""How to get a model for a task, where that is not obvious."""
+
 
 class Served:
     """At least one service, by name. Iterates over them in the order given."""
@@ -39,9 +42,11 @@ class Served:
             raise ModelNotFound(f"model: {name!r} is not served here; there is {', '.join(self._services)}.")
         return found
 
-    def find(self, name: str) -> Service | None:
-        by_repo = (service for service in self if service.manifest.source.repo == name)
-        return self._services.get(name) or next(by_repo, None)
+    def find(self, name: str, *tasks: Task) -> Service | None:
+        """As `named`; of several from one repository the first that is for one of ``tasks``, if any is."""
+        of_repo = [service for service in self if service.manifest.source.repo == name]
+        fitting = [service for service in of_repo if service.manifest.head.task in tasks]
+        return self._services.get(name) or next(iter(fitting or of_repo), None)
 
     def any(self, name: str | None) -> Service:
         """For what every model can do. Raises ModelNotFound, InputError when there are several and no name."""
@@ -54,7 +59,7 @@ class Served:
         Without a name that is known, the only one for the first of the tasks that any is for; unless names are strict.
         Raises ModelNotFound, InputError when several fit, WrongTask.
         """
-        chosen = None if name is None else self.find(name)
+        chosen = None if name is None else self.find(name, *tasks)
         if chosen is None:
             of_task = ([service for service in self if service.manifest.head.task == task] for task in tasks)
             chosen = self._only(name, next(filter(None, of_task), list(self)[:1]))
@@ -62,6 +67,7 @@ class Served:
         if have not in tasks:
             raise WrongTask(
                 f"{chosen.name} is made for {have!r}, this route needs a model for {' or '.join(tasks)}."
+                f"{HOW.get(tasks[0], '')}"
             )
         return _noted(chosen)
 

@@ -35,7 +35,7 @@ class EmbedRequest(TeiRequest, kw_only=True):
 
 
 class TokenVectorsRequest(TeiRequest, kw_only=True):
-    """POST /embed_all and /embed_sparse."""
+    """POST /embed_all and /embed_sparse. As in `EmbedRequest`."""
 
     inputs: Given
     prompt_name: str | None = None
@@ -123,15 +123,19 @@ async def embed(call: Call, body: EmbedRequest) -> Answer:
 
 
 async def embed_all(call: Call, body: TokenVectorsRequest) -> Answer:
-    service = call.served.choose(body.model, "embed")
-    raise WrongTask(
-        f"{service.name} gives one vector a text (pooling is part of its engine), not one a token."
+    service = call.served.choose(body.model, "embed-tokens")
+    result = await service.embed_tokens(
+        documents(body.inputs, "inputs"),
+        truncation=truncation(service, body.truncate, body.truncation_direction),
+        prompt_name=body.prompt_name,
     )
+    numbers = sum(vectors.size for vectors in result.vectors)
+    return Answer(content=result.vectors, numbers=numbers, service=service, work=result.work)
 
 
 async def embed_sparse(call: Call, body: TokenVectorsRequest) -> Answer:
-    service = call.served.choose(body.model, "embed")
-    raise WrongTask(f"{service.name} gives dense vectors, /embed_sparse needs a SPLADE model.")
+    service = call.served.choose(body.model, "embed", "embed-tokens")
+    raise WrongTask(f"{service.name} gives no sparse vectors: SPLADE models cannot be compiled yet.")
 
 
 async def similarity(call: Call, body: SimilarityRequest) -> Answer:
@@ -182,7 +186,7 @@ OPERATIONS = (
     Operation(
         name="embed_all",
         paths=("/embed_all",),
-        summary="One vector a token: for engines without pooling, of which this server knows none yet.",
+        summary="A vector for each token of each input, special tokens included.",
         handle=embed_all,
         tag="TEI",
         body=TokenVectorsRequest,
@@ -192,7 +196,7 @@ OPERATIONS = (
     Operation(
         name="embed_sparse",
         paths=("/embed_sparse",),
-        summary="Sparse vectors: for SPLADE models, of which this server knows none yet.",
+        summary="Sparse vectors: for SPLADE models, which cannot be compiled yet.",
         handle=embed_sparse,
         tag="TEI",
         body=TokenVectorsRequest,

@@ -16,7 +16,7 @@ from bei.errors import BundleError
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
-Task = Literal["embed", "classify", "rerank", "token-classify"]
+Task = Literal["embed", "embed-tokens", "classify", "rerank", "token-classify"]
 EngineStatus = Literal["executed", "built, not executed"]
 Verdict = Literal["passed", "failed", "not run"]
 
@@ -61,8 +61,8 @@ class TokenizerSpec(_Data, frozen=True, kw_only=True):
 class HeadSpec(_Data, frozen=True, kw_only=True):
     """What comes out of the engine's one output.
 
-    embed: ``sentence_embedding`` float32 [B, dimensions]; classify and rerank: ``logits`` float32 [B, len(labels)];
-    token-classify: ``logits`` float32 [B, L, len(labels)].
+    embed: ``sentence_embedding`` float32 [B, dimensions]; embed-tokens: ``token_embeddings`` float32 [B, L, dimensions];
+    classify and rerank: ``logits`` float32 [B, len(labels)]; token-classify: ``logits`` float32 [B, L, len(labels)].
     """
 
     task: Task

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bei.adapters.base import Adapter, HfConfig
 from bei.adapters.config import EncoderConfig
-from bei.adapters.head import Head
+from bei.adapters.head import TOKENS, Head
 from bei.adapters.registry import adapter_for
 from bei.compiler.checkpoint.stored import StoredTensor
 from bei.compiler.lowering.emit import emit
@@ -23,8 +23,8 @@ from bei.compiler.lowering.signature import signature
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight, check_shapes, find_prefix, resolve, strip_prefix
 
-HIDDEN_STATES = Head(task="token-classify", pooling=(), steps=())
-"""No pooling, no steps: the output is the last hidden state [B, L, D]."""
+HIDDEN_STATES = TOKENS
+"""The output is the last hidden state [B, L, D]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,6 +128,6 @@ def test_a_batch_that_waits_at_the_door_does_not_hang() -> None:
         await asyncio.sleep(4 * SOON)
         assert not running.done() and not at_the_door.done()
         fake.gate.set()
-        assert await asyncio.gather(running, at_the_door) == [[1], [2]]
+        assert (await running, await at_the_door) == ([1], [2])
 
     scheduled(test, fake, hang_seconds=SOON)

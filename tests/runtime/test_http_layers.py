@@ -145,6 +145,22 @@ def test_refusals_have_ids_too(url: str) -> None:
     assert (answer.status_code, answer.headers["x-request-id"]) == (401, "mine")
 
 
+def test_times_and_tokens_in_teis_headers(http: httpx.Client) -> None:
+    answer = http.post("/v1/embeddings", json={"input": ["hello", "a b"]})
+    times = {
+        name: int(answer.headers[f"x-{name}-time"])
+        for name in ("compute", "total", "tokenization", "queue", "inference")
+    }
+    assert (
+        times["compute"] == times["total"] >= times["tokenization"] + times["queue"] + times["inference"] >= 0
+    )
+    assert answer.headers["x-compute-tokens"] == str(3 + 4)
+    assert answer.headers["x-compute-type"] == "cpu"
+    assert answer.headers["x-compute-characters"] == str(len("hello") + len("a b"))
+    for other in (http.get("/health"), http.post("/v1/embeddings", json={"input": ""})):
+        assert not [name for name in other.headers if name.endswith("-time")]
+
+
 # Browsers of other origins
 
 

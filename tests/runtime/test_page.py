@@ -19,6 +19,7 @@ browsed = pytest.mark.skipif(
 )
 LABELS = {
     "embed": (),
+    "embed-tokens": (),
     "rerank": ("relevance",),
     "classify": ("calm", "angry", "odd"),
     "token-classify": ("O", "B-PER"),
@@ -97,7 +98,12 @@ def test_by_keyboard_alone_from_the_top_to_a_heat_map(page: Page, said: list[str
 @browsed
 @pytest.mark.parametrize(
     ("task", "wanted", "count"),
-    [("rerank", "ol li", 3), ("classify", "ul li", 6), ("token-classify", "p.text", 1)],
+    [
+        ("embed-tokens", "tbody tr", 16),
+        ("rerank", "ol li", 3),
+        ("classify", "ul li", 6),
+        ("token-classify", "p.text", 1),
+    ],
 )
 def test_the_other_tasks(page: Page, said: list[str], task: str, wanted: str, count: int) -> None:
     page.select_option("#model", task)

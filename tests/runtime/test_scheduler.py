@@ -60,9 +60,7 @@ def scheduled(
     """Run ``test`` with a started scheduler, close it, and check that no task is left."""
 
     async def main() -> None:
-        scheduler = Scheduler(
-            fakes, BUDGET, max_queue_tokens=max_queue_tokens, hang_seconds=hang_seconds
-        )
+        scheduler = Scheduler(fakes, BUDGET, max_queue_tokens=max_queue_tokens, hang_seconds=hang_seconds)
         scheduler.start()
         try:
             await asyncio.wait_for(test(scheduler), 30)

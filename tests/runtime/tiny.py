@@ -39,6 +39,9 @@ VOCAB = {word: index for index, word in enumerate(WORDS)}
 CLS, SEP, POISON = VOCAB["[CLS]"], VOCAB["[SEP]"], VOCAB["poison"]
 """A text with the word "poison" gives NaN."""
 
+OUTPUTS: dict[Task, str] = {"embed": "sentence_embedding", "embed-tokens": "token_embeddings"}
+PER_TOKEN: tuple[Task, ...] = ("embed-tokens", "token-classify")
+
 Array = npt.NDArray[np.float32]
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -84,6 +87,8 @@ def expected(
     x_LD = w["tokens"][list(ids)] + w["types"][list(types or [0] * len(ids))]
     if task == "token-classify":
         return np.asarray(x_LD @ w["classifier"], np.float32)
+    if task == "embed-tokens":
+        return np.asarray(x_LD, np.float32)
     mean_D = x_LD[skip:].sum(axis=0) / max(len(ids) - skip, 1e-9)
     out = mean_D / np.linalg.norm(mean_D) if task == "embed" else mean_D @ w["classifier"]
     return np.asarray(out, np.float32)
@@ -138,9 +143,9 @@ def _manifest(
 ) -> Manifest:
     head = HeadSpec(
         task=task,
-        output="sentence_embedding" if task == "embed" else "logits",
-        dimensions=DIM if task == "embed" else len(labels),
-        pooling=() if task == "token-classify" else ("mean",),
+        output=OUTPUTS.get(task, "logits"),
+        dimensions=len(labels) or DIM,
+        pooling=() if task in PER_TOKEN else ("mean",),
         include_prompt=True,
         normalized=task == "embed",
         labels=labels,
@@ -200,7 +205,9 @@ def _graph(stored: Path, task: Task, classes: int, skips_prompt: bool) -> onnx.M
         helper.make_node("Less", ["positions", "skip"], ["in_prompt"]),
         helper.make_node("Where", ["in_prompt", "none", "real"], ["keep"]),
     ]
-    if task == "token-classify":
+    if task == "embed-tokens":
+        nodes.append(helper.make_node("Identity", ["x"], ["token_embeddings"]))
+    elif task == "token-classify":
         nodes.append(helper.make_node("MatMul", ["x", "classifier"], ["logits"]))
     else:
         nodes += prompt if skips_prompt else [helper.make_node("Identity", ["real"], ["keep"])]
@@ -213,8 +220,8 @@ def _graph(stored: Path, task: Task, classes: int, skips_prompt: bool) -> onnx.M
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "L"]) for name in names]
     if skips_prompt:
         inputs.append(helper.make_tensor_value_info("prompt_length", TensorProto.INT64, ["B"]))
-    output = "sentence_embedding" if task == "embed" else "logits"
-    shape: list[str | int | None] = ["B", "L", classes] if task == "token-classify" else ["B", classes or DIM]
+    output = OUTPUTS.get(task, "logits")
+    shape: list[str | int | None] = ["B", *(["L"] if task in PER_TOKEN else []), classes or DIM]
     constants = {"last": [-1], "one": [1], "zero": 0, "unit": 1}
     initializers = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
     initializers += [

@@ -5,11 +5,12 @@ const POLL_MS = 2000;
 const KEPT = 60; // samples a sparkline shows
 const SAMPLES = {
   "embed": ["How do I keep bread fresh?", "Store the loaf in a paper bag.", "The train leaves at nine.", "Freeze what you will not eat."],
+  "embed-tokens": ["The bank of the river, the bank on the corner."],
   "rerank": ["Store the loaf in a paper bag, cut side down.", "The train to the coast leaves at nine.", "Freeze what you will not eat within two days."],
   "classify": ["I love this, thank you!", "The parcel came broken."],
   "token-classify": ["Ada Lovelace worked with Charles Babbage in London."],
 };
-const LABELS = { "rerank": "Documents, one a line" };
+const LABELS = { "rerank": "Documents, one a line", "embed-tokens": "A text" };
 
 const $ = (id) => document.getElementById(id);
 
@@ -60,13 +61,15 @@ async function showModels() {
   chooseModel();
 }
 
+const embeds = (m) => m.task === "embed" || m.task === "embed-tokens";
+
 /** In the order of the logits; none for embeddings. */
 const labelsOf = (type) => Object.values((type.classifier || type.reranker || type.token_classifier || {}).id2label || {});
 
 function card(m) {
   const facts = [
     ["engine", `${m.target}, ${m.precision}, ${m.layout}`],
-    [m.task === "embed" ? "vector" : "labels", m.task === "embed" ? `${m.dimensions} numbers` : m.labels.join(", ")],
+    embeds(m) ? ["vector", `${m.dimensions} numbers${m.task === "embed" ? "" : " a token"}`] : ["labels", m.labels.join(", ")],
     ["text", `at most ${m.max_input_length} tokens`],
     ["source", m.model_sha ? `${m.model_id} @ ${m.model_sha.slice(0, 8)}` : m.model_id],
     ["worst text", worst(m)],
@@ -157,7 +160,7 @@ function chooseModel() {
   if (!m) return;
   $("query-field").hidden = m.task !== "rerank";
   $("strategy-field").hidden = m.task !== "token-classify";
-  const prompts = m.task === "embed" ? m.prompts : [];
+  const prompts = embeds(m) ? m.prompts : [];
   $("prompt-field").hidden = !prompts.length;
   $("prompt").replaceChildren(el("option", { value: "" }, "the model's default"), ...prompts.map((name) => el("option", { value: name }, name)));
   $("texts-label").textContent = LABELS[m.task] || "Texts, one a line";
@@ -171,6 +174,12 @@ const TASKS = {
     const body = { model: m.name, input: texts };
     if ($("prompt").value) body.prompt_name = $("prompt").value;
     return heatMap(texts, (await answer("v1/embeddings", body)).data.map((row) => row.embedding));
+  },
+  "embed-tokens": async (m, texts) => {
+    const body = { model: m.name, inputs: texts.join(" ") };
+    if ($("prompt").value) body.prompt_name = $("prompt").value;
+    const [[vectors], [tokens]] = await Promise.all([answer("embed_all", body), answer("tokenize", body)]);
+    return heatMap(vectors.map((_, i) => tokens[i]?.text ?? ""), vectors);
   },
   "rerank": async (m, texts) => {
     const query = $("query").value;

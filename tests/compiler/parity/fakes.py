@@ -13,7 +13,7 @@ from bei.runtime.executor import Row
 
 F32 = npt.NDArray[np.float32]
 LIMITS = Limits(max_length=64, max_batch_tokens=640, max_batch=32)
-WIDTH = {"embed": 16, "classify": 4, "rerank": 1, "token-classify": 5}
+WIDTH = {"embed": 16, "embed-tokens": 16, "classify": 4, "rerank": 1, "token-classify": 5}
 
 
 def ids_of(sample: Sample, max_length: int = 64) -> list[int]:
@@ -27,7 +27,11 @@ def answer(task: Task, ids: Sequence[int]) -> F32:
     table = np.random.default_rng(5).standard_normal((100, WIDTH[task])).astype(np.float32)
     places = np.cos(np.arange(len(ids)))[:, None].astype(np.float32)
     tokens = (table[list(ids)] + 0.1 * places).astype(np.float32)
-    return tokens if task == "token-classify" else np.asarray(tokens.mean(axis=0) * 3, np.float32)
+    return (
+        tokens
+        if task in ("embed-tokens", "token-classify")
+        else np.asarray(tokens.mean(axis=0) * 3, np.float32)
+    )
 
 
 def spans(logits: Sequence[F32]) -> list[list[tuple[int, int, str]]]:

@@ -6,7 +6,7 @@ from bei.compiler.parity.gate import MEANINGS, Threshold, gate, precision_of
 from bei.errors import ParityError
 from bei.manifest import Task
 
-TASKS: tuple[Task, ...] = ("embed", "classify", "rerank", "token-classify")
+TASKS: tuple[Task, ...] = ("embed", "embed-tokens", "classify", "rerank", "token-classify")
 
 
 def test_cosine_bounds_of_embeddings() -> None:

@@ -16,7 +16,7 @@ from bei.errors import ParityError
 from bei.manifest import Task
 from tests.compiler.parity.fakes import FakeEngine, FakeReference
 
-TASKS: tuple[Task, ...] = ("embed", "classify", "rerank", "token-classify")
+TASKS: tuple[Task, ...] = ("embed", "embed-tokens", "classify", "rerank", "token-classify")
 
 
 def checked(task: Task = "embed", **faults: Any) -> EngineReport:
@@ -57,6 +57,11 @@ FAULTS: list[tuple[Task, dict[str, Any], str]] = [
     ("embed", {"neighbour_leak": 0.01}, "batch_difference"),
     ("embed", {"offset": 1}, "token_ids_differ"),
     ("embed", {"nan_text": "."}, "non_finite"),
+    ("embed-tokens", {"noise": 0.1}, "cosine_min"),
+    ("embed-tokens", {"scale": 1.1}, "relative_error"),
+    ("embed-tokens", {"padding_leak": 0.01}, "padding_difference"),
+    ("embed-tokens", {"neighbour_leak": 0.01}, "batch_difference"),
+    ("embed-tokens", {"nan_text": "."}, "non_finite"),
     ("classify", {"noise": 0.05}, "probability_error"),
     ("classify", {"scale": 1.1}, "logit_error"),
     ("classify", {"scale": -1.0}, "label_agreement"),

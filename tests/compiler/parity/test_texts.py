@@ -9,7 +9,7 @@ from bei.compiler.parity.texts import Sample, builtin, digest, require_fit
 from bei.errors import ParityError
 from bei.manifest import Task
 
-TASKS: tuple[Task, ...] = ("embed", "classify", "rerank", "token-classify")
+TASKS: tuple[Task, ...] = ("embed", "embed-tokens", "classify", "rerank", "token-classify")
 
 
 @pytest.mark.parametrize("task", TASKS)

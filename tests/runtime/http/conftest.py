@@ -24,6 +24,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model
         "rerank": write_bundle(root / "rerank", task="rerank", labels=["score"]),
         "classify": write_bundle(root / "classify", task="classify", labels=MOODS),
         "tags": write_bundle(root / "tags", task="token-classify", labels=LABELS),
+        "tokens": write_bundle(
+            root / "tokens", task="embed-tokens", prompts={"query": "query: "}, max_batch=64
+        ),
         "moods": write_bundle(
             root / "moods", task="classify", labels=MOODS, problem_type="multi_label_classification"
         ),

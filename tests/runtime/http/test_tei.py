@@ -1,11 +1,14 @@
 """Text Embeddings Inference's routes, as its own server answers them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
-from tests.runtime.http.conftest import MOODS
+from tests.runtime.http.conftest import MOODS, services
+from tests.runtime.serving import serving
 from tests.runtime.tiny import CLS, DIM, SEP, VOCAB, expected
 
 from bei.runtime.model import Model
@@ -76,7 +79,7 @@ def test_truncate_null_is_the_servers_default(http: httpx.Client) -> None:
 
 
 def test_what_the_model_cannot_do_is_424(models: dict[str, Model], http: httpx.Client) -> None:
-    for path, reason in (("/embed_sparse", "SPLADE"), ("/embed_all", "not one a token")):
+    for path, reason in (("/embed_sparse", "SPLADE"), ("/embed_all", "bei-compile --token-embeddings")):
         refused = post(http, path, 424, inputs="a")
         assert refused["error_type"] == "Backend"
         assert reason in refused["error"]
@@ -86,6 +89,66 @@ def test_what_the_model_cannot_do_is_424(models: dict[str, Model], http: httpx.C
     ):
         assert post(http, path, 424, model="rerank", **body)["error_type"] == "Backend"
     assert "made for 'embed'" in post(http, "/predict", 424, model="embed", inputs="a")["error"]
+
+
+# A vector for each token
+
+
+@pytest.fixture(scope="module")
+def of_tokens(models: dict[str, Model]) -> Iterator[httpx.Client]:
+    """A bundle that gives a vector a token, beside one of the same repository that gives one a text."""
+    with serving(*services(models, "embed", "tokens")) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def near(found: Any, *wanted: Any) -> None:
+    assert len(found) == len(wanted)
+    for vectors, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(vectors, want, atol=1e-6)
+
+
+def token_vectors(text: str) -> Any:
+    return expected(ids(text), task="embed-tokens")
+
+
+def test_embed_all_gives_a_vector_a_token(of_tokens: httpx.Client) -> None:
+    texts = ["hello world", "a", "a b c"]
+    near(post(of_tokens, "/embed_all", inputs=texts), *map(token_vectors, texts))
+    near(post(of_tokens, "/embed_all", inputs="a"), token_vectors("a"))
+    near(post(of_tokens, "/embed_all", inputs=ids("a b")), token_vectors("a b"))
+    near(post(of_tokens, "/embed_all", inputs="a", prompt_name="query"), token_vectors("query : a"))
+    near(post(of_tokens, "/embed", inputs="a"), expected(ids("a")))
+
+
+def test_embed_all_cuts_as_embed_does(of_tokens: httpx.Client) -> None:
+    text = "a b c d e f g h i j k l m n"
+    answer = of_tokens.post("/embed_all", json={"inputs": [f"{text} z z z"]})
+    assert answer.headers["x-truncated"] == "1"
+    near(answer.json(), token_vectors(text))
+    cut = post(of_tokens, "/embed_all", inputs=f"z z z {text}", truncation_direction="left")
+    near(cut, token_vectors(text))
+    assert post(of_tokens, "/embed_all", 422, inputs="a " * 50, truncate=False)["error_type"] == "Validation"
+    assert post(of_tokens, "/embed_all", 400, inputs=[])["error_type"] == "Empty"
+    assert post(of_tokens, "/embed_all", 422, inputs="a", prompt_name="nope")["error_type"] == "Validation"
+    assert "gave NaN" in post(of_tokens, "/embed_all", 500, inputs=["a", "poison"])["error"]
+
+
+def test_embed_all_in_messagepack(of_tokens: httpx.Client) -> None:
+    answer = of_tokens.post(
+        "/embed_all", json={"inputs": ["a b", "c"]}, headers={"accept": "application/msgpack"}
+    )
+    near(msgspec.msgpack.decode(answer.content), token_vectors("a b"), token_vectors("c"))
+
+
+def test_the_repositorys_name_means_the_bundle_that_can(of_tokens: httpx.Client) -> None:
+    near(post(of_tokens, "/embed_all", inputs="a", model="example/tiny"), token_vectors("a"))
+    near(post(of_tokens, "/embed", inputs="a", model="example/tiny"), expected(ids("a")))
+    near(post(of_tokens, "/invocations", inputs="a", model="tokens"), token_vectors("a"))
+    refused = post(of_tokens, "/embed_all", 424, inputs="a", model="embed")
+    assert "embed is made for 'embed'" in refused["error"]
+    kinds = {info["task"]: info for info in of_tokens.get("/info").json()["models"]}
+    assert kinds["embed-tokens"]["model_type"] == {"embedding": {"pooling": "none"}}
+    assert kinds["embed-tokens"]["dimensions"] == DIM
 
 
 def test_similarity_is_the_cosine(http: httpx.Client) -> None:
