@@ -1,6 +1,6 @@
 """Vectors in smaller number types. N vectors, D dimensions; x_ND is float32 and finite.
 
-int8 has two forms, and numbers of one form cannot be compared with numbers of the other (docs/decisions/0012-two-forms-of-int8.md):
+int8 has two forms, and numbers of one form cannot be compared with numbers of the other (docs/decisions/0013-two-forms-of-int8.md):
 
 - `int8_by_row` scales each vector by itself. It needs nothing but the vector, so it is what a server gives. Directions
   (cosine) stay, lengths do not.
