@@ -45,7 +45,7 @@ class ModelType(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ModelInfo(msgspec.Struct, kw_only=True):
     """One served model: TEI's fields, then ours.
 
-    Limits that do not exist are null: what waits is bounded by ``max_queue_tokens``. ``prompts`` are names;
+    Limits that do not exist are null: what waits is bounded by ``max_queue_tokens``.
     ``parity`` is the verdict of the engine's certificate, "executed" or not its ``status``; ``cosine_min`` and
     ``logit_error`` are the certificate's worst text, whichever the task has. ``engine`` is what it tells of itself.
     """
@@ -80,7 +80,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     always_normalize: bool
     dimensions: int | None
     matryoshka: tuple[int, ...]
-    prompts: list[str]
+    prompts: dict[str, str]
     default_prompt: str | None
     engine: dict[str, Any]
 
@@ -165,7 +165,7 @@ def describe(service: Service, always_normalize: bool) -> ModelInfo:
         always_normalize=always_normalize,
         dimensions=None if head.labels else head.dimensions,
         matryoshka=head.matryoshka,
-        prompts=sorted(manifest.prompts),
+        prompts=manifest.prompts,
         default_prompt=manifest.default_prompt,
         engine=engine_facts(service),
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bei.runtime.batching import Budget
 from bei.runtime.executor import Row
-from bei.runtime.fair_queue import Entry, FairQueue, Ticket
+from bei.runtime.fair_queue import TURN, Entry, FairQueue, Ticket
 
 BUDGET = Budget(max_tokens=512, max_rows=32, max_waste=0.25)
 BUDGETS = st.builds(
@@ -113,10 +113,37 @@ def test_bulk_work_is_not_starved_by_endless_queries() -> None:
 def test_two_bulk_requests_share_by_tokens() -> None:
     queue = FairQueue()
     short, long = pushed(queue, *[10] * 2000), pushed(queue, *[100] * 200)
-    for _ in range(20):
+    while short.tokens + long.tokens > 40_000 - 4 * TURN:
         queue.take(BUDGET)
     served = 20_000 - short.tokens, 20_000 - long.tokens
     assert 0.7 < served[0] / served[1] < 1.4
+
+
+def test_requests_of_a_usual_size_are_done_one_after_the_other() -> None:
+    """Side by side all of them would end with the last."""
+    queue = FairQueue()
+    tickets = [pushed(queue, *[50 + n % 7 for n in range(32)]) for _ in range(8)]
+    total = queue.tokens
+    ends: dict[Ticket, float] = {}
+    while queue.take(BUDGET):
+        ends |= {t: 1 - queue.tokens / total for t in tickets if not t.waiting and t not in ends}
+    assert [ends[ticket] for ticket in tickets] == sorted(ends.values())
+    assert ends[tickets[0]] < 0.25
+    assert np.mean(list(ends.values())) < 0.65
+
+
+@pytest.mark.parametrize("served", [0, 1000, TURN - 100, TURN, 3 * TURN + 50])
+def test_a_query_waits_for_no_turn_of_bulk_work(served: int) -> None:
+    """At most for what is left of one that would be done before it anyhow."""
+    queue = FairQueue()
+    bulk = pushed(queue, *[40] * 2000)
+    while 80_000 - bulk.tokens < served:
+        queue.take(BUDGET)
+    single = pushed(queue, 300)
+    before = bulk.tokens
+    while single.waiting:
+        queue.take(BUDGET)
+    assert before - bulk.tokens <= 300 + 2 * BUDGET.max_tokens
 
 
 def test_rows_of_different_requests_share_a_batch() -> None:

@@ -160,7 +160,7 @@ function chooseModel() {
   if (!m) return;
   $("query-field").hidden = m.task !== "rerank";
   $("strategy-field").hidden = m.task !== "token-classify";
-  const prompts = embeds(m) ? m.prompts : [];
+  const prompts = embeds(m) ? Object.keys(m.prompts) : [];
   $("prompt-field").hidden = !prompts.length;
   $("prompt").replaceChildren(el("option", { value: "" }, "the model's default"), ...prompts.map((name) => el("option", { value: name }, name)));
   $("texts-label").textContent = LABELS[m.task] || "Texts, one a line";

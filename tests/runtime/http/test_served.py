@@ -79,7 +79,7 @@ def test_prompts_that_the_operator_adds(models: dict[str, Model]) -> None:
         ):
             (item,) = embed(http, **options).json()["data"]
             np.testing.assert_allclose(item["embedding"], expected(ids(text)), atol=1e-6)
-        assert http.get("/v1/bundles").json()[0]["prompts"] == told
+        assert http.get("/info").json()["prompts"] == told
     with pytest.raises(InputError, match="default_prompt: 'other' is unknown; tiny has query"):
         Service(models["embed"], default_prompt="other", max_queue_tokens=1 << 20)
 
@@ -137,7 +137,7 @@ def test_info_is_teis(http: httpx.Client) -> None:
         "padded",
     )
     assert (info["license"], info["cosine_min"]) == ("apache-2.0", None)
-    assert info["prompts"] == ["query"]
+    assert info["prompts"] == {"query": "query: "}
     assert info["engine"]["device"] == "cpu"
     kinds = [model["model_type"] for model in info["models"]]
     assert [list(kind) for kind in kinds] == [
