@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bei.runtime.cpu import processor
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "bei",
@@ -28,7 +30,7 @@ Row = Mapping[str, Any]
 def machine() -> dict[str, Any]:
     """The processor, its usable cores, memory, Python and package versions."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
@@ -75,13 +77,6 @@ def _circumstances(facts: Mapping[str, Any]) -> str:
     m = facts["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
     return f"{facts['date']}, {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB; Python {m['python']}, {versions}."
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def _version(name: str) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 import bei
 from bei.adapters.head import Normalize
 from bei.adapters.registry import adapter_for
+from bei.cards import card
 from bei.compiler.bundle import BundleWriter, check_destination, writing
 from bei.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_record
 from bei.compiler.checkpoint.load import LoadedModel, load_model
@@ -18,7 +19,6 @@ from bei.compiler.encoder import output_width
 from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
 from bei.compiler.engines.portability import NOT_PORTABLE, Portability
 from bei.compiler.lowering.signature import signature
-from bei.compiler.planning.cards import card
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
 from bei.compiler.planning.memory import MemoryPlan, Subject, compare, plan_memory
 from bei.compiler.precision.calibration import calibration_batches, token_budget

@@ -1,6 +1,7 @@
-"""How many CPU threads this process may use."""
+"""The CPU of this machine, and how many threads of it this process may use."""
 
 import os
+import platform
 from pathlib import Path
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -14,3 +15,13 @@ def usable_cpus(quota: Path = CGROUP_QUOTA) -> int:
         return max(1, min(cpus, -(-int(limit) // int(period))))
     except (OSError, ValueError):  # no cgroup v2, or "max": unlimited
         return max(1, cpus)
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = info.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor as Threads
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,12 @@ from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Output
 from bei.runtime.fair_queue import Entry
 from bei.runtime.pace import Pace
+
+Clock = Callable[[], float]
+"""Gives seconds."""
+
+StartThreads = Callable[[int, str], Threads]
+"""So many threads of that name."""
 
 MAX_FAULTS = 3
 """Batches in a row that fail on a replica and succeed on another before it is taken out."""
@@ -42,14 +49,24 @@ class Replica:
     Belongs to one event loop. A call that hangs cannot be ended: its thread stays, and nobody waits for it any more.
     """
 
-    def __init__(self, executor: Executor, number: int, budget: Budget, pace: Pace) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        number: int,
+        budget: Budget,
+        pace: Pace,
+        *,
+        clock: Clock = time.perf_counter,
+        threads: StartThreads = ThreadPoolExecutor,
+    ) -> None:
         self.executor = executor
         self.number = number
         self.alive = True
         self.faults = 0
         self._budget, self._pace = budget, pace
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(executor.concurrency, f"bei-engine-{number}")
+        self._clock = clock
+        self._threads = threads(executor.concurrency, f"bei-engine-{number}")
         self._calls: set[_Call] = set()
 
     def run(self, batch: Sequence[Entry]) -> "asyncio.Future[Ran]":
@@ -77,12 +94,12 @@ class Replica:
         self._loop.call_soon_threadsafe(self._settle, call, result)
 
     def _execute(self, call: _Call) -> Ran:
-        began = call.began = time.perf_counter()
+        began = call.began = self._clock()
         wanted = [entry for entry in call.batch if not entry.ticket.dropped]
         outputs = self.executor.run([entry.row for entry in wanted]) if wanted else []
         if len(outputs) != len(wanted):
             raise EngineError(f"{self.executor.target}: gave {len(outputs)} outputs for {len(wanted)} rows")
-        return Ran(wanted, outputs, began, time.perf_counter())
+        return Ran(wanted, outputs, began, self._clock())
 
     def _settle(self, call: _Call, result: Ran | BaseException) -> None:
         self._calls.discard(call)
@@ -102,7 +119,7 @@ class Replica:
         if call.began is None:
             self._watch(call, self._pace.hang_seconds)
             return
-        ran = time.perf_counter() - call.began
+        ran = self._clock() - call.began
         limit = self._pace.limit(self._slots(call.batch))
         if ran < limit:
             self._watch(call, limit - ran)

@@ -5,6 +5,7 @@ Pure asyncio around a `FairQueue`; everything but the engines' own calls happens
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +25,7 @@ from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.fair_queue import Entry, FairQueue, Ticket
 from bei.runtime.pace import HANG_SECONDS, Pace
-from bei.runtime.replica import MAX_FAULTS, Ran, Replica
+from bei.runtime.replica import MAX_FAULTS, Clock, Ran, Replica, StartThreads
 
 AHEAD = 1
 """Batches handed to an engine's threads beyond those it runs: they wait at its door instead of behind the loop."""
@@ -94,12 +95,16 @@ class Scheduler:
         *,
         max_queue_tokens: int,
         hang_seconds: float = HANG_SECONDS,
+        clock: Clock = perf_counter,
+        threads: StartThreads = ThreadPoolExecutor,
     ) -> None:
+        """``clock`` and ``threads`` are the machine's own; a simulation has others."""
         self.counts = Counts()
         self.pace = Pace(hang_seconds)
         self.on_batch: Callable[[BatchFacts], None] = lambda facts: None
         self.max_queue_tokens = max_queue_tokens
         self.budget = budget
+        self._clock, self._threads = clock, threads
         self._executors = executors
         self._queue = FairQueue()
         self._open: set[Request] = set()
@@ -115,7 +120,9 @@ class Scheduler:
     def start(self) -> None:
         """Start the workers in the running event loop."""
         for number, executor in enumerate(self._executors):
-            replica = Replica(executor, number, self.budget, self.pace)
+            replica = Replica(
+                executor, number, self.budget, self.pace, clock=self._clock, threads=self._threads
+            )
             self._replicas.append(replica)
             for _ in range(executor.concurrency + AHEAD):
                 self._workers.append(asyncio.create_task(self._serve(replica)))
@@ -175,14 +182,14 @@ class Scheduler:
         request = Request(rows=len(rows), answer=asyncio.get_running_loop().create_future())
         self._open.add(request)
         self._idle.clear()
-        queued = perf_counter()
+        queued = self._clock()
         try:
             self._queue.push(request, rows)
             self._work.set()
             return await request.answer
         finally:
             self._finish(request)
-            _note(request, queued, tokens)
+            _note(request, queued, self._clock(), tokens)
 
     @contextmanager
     def reserve(self, tokens: int) -> Iterator[None]:
@@ -352,14 +359,13 @@ def _fail(request: Request, error: BeiError) -> None:
         request.answer.set_exception(error)
 
 
-def _note(request: Request, queued: float, tokens: int) -> None:
+def _note(request: Request, queued: float, now: float, tokens: int) -> None:
     """Size, and time in the queue and in engines, for whoever keeps a record of this request."""
     record = stages.current()
     if record is None:
         return
     record.rows += request.rows
     record.tokens += tokens
-    now = perf_counter()
     began = now if request.began is None else request.began
     record.stages.append(stages.Stage("queue", queued, began))
     if request.began is not None:

@@ -9,6 +9,7 @@ from bei.compiler.cli import parser as compile_parser
 from bei.compiler.doctor.cli import parser as doctor_parser
 from bei.compiler.export.cli import parser as export_parser
 from bei.compiler.parity.cli import parser as parity_parser
+from bei.runtime.capacity.cli import parser as plan_parser
 from bei.runtime.cli import parser as serve_parser
 from bei.runtime.corpus.cli import parser as embed_parser
 from bei.runtime.inspect_cli import parser as inspect_parser
@@ -31,6 +32,11 @@ FLAGS = {
     "bei-parity": (
         parity_parser,
         "--checkpoint --full --help --html --json --only --runner --target --texts --weights --workers --zoo",
+    ),
+    "bei-plan": (
+        plan_parser,
+        """--allow-unverified --curves --device --help --json --length-distribution --max-batch-tokens --measure --p99 --price
+        --prices --rate --seed --spare --target --texts-per-request --threads""",
     ),
     "bei-serve": (
         serve_parser,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from bei.compiler.planning.cards import Card
+from bei.cards import Card
 from bei.compiler.planning.memory import HOST_BASE, HOST_FACTOR, MemoryPlan
 from bei.errors import EngineError
 

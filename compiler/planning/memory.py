@@ -14,6 +14,7 @@ import msgspec
 
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
+from bei.cards import CARDS, Card
 from bei.compiler.encoder import output_width
 from bei.compiler.engines import cuda
 from bei.compiler.engines.portability import NOT_PORTABLE, Portability
@@ -21,7 +22,6 @@ from bei.compiler.engines.tensorrt_profiles import shape_ranges
 from bei.compiler.engines.tensorrt_table import backend
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.planning.activation import activation_bytes
-from bei.compiler.planning.cards import CARDS, Card
 from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.cuda_plan import ITEMSIZE

@@ -9,7 +9,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from bei.compiler.planning.cards import CARDS
+from bei.cards import CARDS
 from bei.compiler.planning.memory import RESERVE, MemoryPlan
 from bei.compiler.target import Target
 

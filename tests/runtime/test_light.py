@@ -33,7 +33,14 @@ def loaded(code: str, names: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["bei.runtime.http.app", "bei.runtime.cli", "bei.runtime.inspect_cli", "bei.runtime.corpus.run"]
+    "module",
+    [
+        "bei.runtime.http.app",
+        "bei.runtime.cli",
+        "bei.runtime.inspect_cli",
+        "bei.runtime.corpus.run",
+        "bei.runtime.capacity.cli",
+    ],
 )
 def test_the_server_is_light(module: str) -> None:
     assert loaded(f"import {module}", (*HEAVY, "ray")) == []

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from bei.compiler.planning.cards import CARDS, Card, card
+from bei.cards import CARDS, Card, card
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
 from bei.compiler.planning.memory import RESERVE, MemoryPlan, Subject, compare, halved_weights, plan_memory
 from bei.compiler.target import parse_target
