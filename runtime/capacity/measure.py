@@ -109,7 +109,7 @@ def _seconds(executor: Executor, batch: list[Row], calls: int) -> float:
     executor.run(batch)
 
     def repeat(until: float) -> list[float]:
-        times = []
+        times: list[float] = []
         while len(times) < CALLS or time.perf_counter() < until:
             began = time.perf_counter()
             executor.run(batch)

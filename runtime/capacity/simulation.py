@@ -181,11 +181,11 @@ def simulate(model: ReplicaModel, arrivals: Sequence[Arrival], *, limit: float =
             if log.hopeless.is_set():
                 break
             tasks.append(asyncio.create_task(log.answer(replica, index, arrival.lengths)))
-        answered = asyncio.gather(*tasks)
-        lost = asyncio.create_task(log.hopeless.wait())
-        await asyncio.wait([answered, lost], return_when=asyncio.FIRST_COMPLETED)
-        answered.cancel()
-        lost.cancel()
+        answered, lost = asyncio.gather(*tasks), asyncio.ensure_future(log.hopeless.wait())
+        answered.add_done_callback(lambda done: lost.cancel())
+        with contextlib.suppress(asyncio.CancelledError):
+            await lost
+            answered.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await answered
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from bei.cards import CARDS, Card, card
+from bei.cards import CARDS, card
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
 from bei.compiler.planning.memory import RESERVE, MemoryPlan, Subject, compare, halved_weights, plan_memory
 from bei.compiler.target import parse_target
@@ -79,7 +79,8 @@ def test_a_card_that_no_target_serves(tmp_path: Path) -> None:
 def test_a_card_that_nobody_knows() -> None:
     with pytest.raises(InputError, match=r"card 'L40': unknown\. Did you mean 'L4'\? Known cards: L4, A10G"):
         card("L40")
-    assert card("rtx 4090") == Card(name="RTX-4090", sm=89, memory=24 * 10**9)
+    known = card("rtx 4090")
+    assert (known.name, known.sm, known.memory) == ("RTX-4090", 89, 24 * 10**9)
 
 
 def test_a_host_or_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

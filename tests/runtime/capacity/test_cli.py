@@ -81,7 +81,7 @@ def test_a_plan_as_json(run: Run, bundle: Path, curves: Path) -> None:
 
 
 def test_the_same_question_has_the_same_answer(run: Run, bundle: Path, curves: Path) -> None:
-    arguments = (bundle, *LOAD, "--device", "cpu", "--max-batch-tokens", "128")
+    arguments: list[str | Path] = [bundle, *LOAD, "--device", "cpu", "--max-batch-tokens", "128"]
     assert answer(run, *arguments) == answer(run, *arguments)
 
 
@@ -96,7 +96,7 @@ def test_a_plan_for_people(run: Run, bundle: Path, curves: Path) -> None:
 
 def test_prices_are_the_users(run: Run, bundle: Path, curves: Path, tmp_path: Path) -> None:
     (tmp_path / "prices.yaml").write_text("h200: 2\ncpu: 0.5\n")
-    arguments = (bundle, *LOAD, "--prices", tmp_path / "prices.yaml", "--price", "H200=3")
+    arguments: list[str | Path] = [bundle, *LOAD, "--prices", tmp_path / "prices.yaml", "--price", "H200=3"]
     plan = answer(run, *arguments)
     assert {one["card"]: one["price_hour"] for one in plan["options"]} == {"H200": 3, "cpu": 0.5}
     assert not any(one["price_assumed"] for one in plan["options"])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tests.runtime.capacity.models import FREE, constant, engine, linear, replica
 
-import bei.runtime.scheduler
 import bei.runtime.service
 from bei.runtime.capacity import simulation
 from bei.runtime.capacity.simulation import (
@@ -20,6 +19,7 @@ from bei.runtime.capacity.simulation import (
 from bei.runtime.capacity.traffic import Arrival, Lognormal, Traffic, Uniform
 from bei.runtime.capacity.virtual_time import VirtualLoop
 from bei.runtime.executor import Output, Row
+from bei.runtime.scheduler import Scheduler
 
 ONE = Uniform(1, 1)
 HOST = msgspec.structs.replace(
@@ -43,7 +43,7 @@ def test_it_is_the_scheduler_that_serves() -> None:
         scheduler = Replica(loop, replica(engine(constant(0.01)))).scheduler
     finally:
         loop.close()
-    assert type(scheduler) is bei.runtime.scheduler.Scheduler is bei.runtime.service.Scheduler
+    assert type(scheduler) is Scheduler is vars(bei.runtime.service)["Scheduler"]
 
 
 def test_the_same_seed_gives_the_same_times_to_the_last_bit() -> None:
