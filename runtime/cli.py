@@ -83,6 +83,12 @@ def _add_models(group: "argparse._ArgumentGroup") -> None:
         metavar="N",
         help="replicas of an engine on each device; on the CPU they share the threads (default: %(default)s)",
     )
+    group.add_argument(
+        "--max-batch-tokens",
+        type=_whole(1),
+        metavar="N",
+        help="tokens of one engine call, padding included (default: as measured for the engine; bei-plan finds the best)",
+    )
     group.add_argument("--allow-unverified", action="store_true", help="run engines that did not pass parity")
 
 
@@ -175,6 +181,7 @@ def _engines(args: argparse.Namespace) -> Engines:
         threads=args.threads,
         devices=args.devices,
         replicas=args.replicas,
+        max_batch_tokens=args.max_batch_tokens,
         allow_unverified=args.allow_unverified,
     )
 

@@ -193,6 +193,17 @@ class Model:
         shapes = shape_classes(self.budget, self.max_length, gpu=self.choice.record.device != "cpu")
         return [took for engine in engines or [self.executor] for took in warm_up(engine, row, shapes)]
 
+    def limit_batches(self, tokens: int) -> None:
+        """Give the engine at most so many tokens a call, padding included (a single text may be longer), instead of its
+        measured batch size. Raises InputError for more than the bundle was compiled for."""
+        most = self.manifest.limits.max_batch_tokens
+        if tokens > most:
+            raise InputError(
+                f"max_batch_tokens: got {tokens}, {self.manifest.name} was compiled for at most {most}. Compile it again "
+                "with a larger --max-batch-tokens."
+            )
+        self.budget = budget_for(self.choice.record, self.manifest.limits, tokens)
+
     def close(self) -> None:
         """Release the engine; further calls are errors."""
         self._closed = True

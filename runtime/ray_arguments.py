@@ -34,6 +34,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     bundles: Text | Annotated[list[Text | BundleArgument], msgspec.Meta(min_length=1)]
     target: str | None = None
+    max_batch_tokens: Positive | None = None
     allow_unverified: bool = False
     strict_model_name: bool = False
     normalize: Literal["model", "always"] = "model"

@@ -105,6 +105,7 @@ def _engines(arguments: Arguments) -> Engines:
         target=arguments.target,
         threads=max(1, int(resources.get("CPU", 1))),
         devices=tuple(range(max(1, gpus))),
+        max_batch_tokens=arguments.max_batch_tokens,
         allow_unverified=arguments.allow_unverified,
     )
 

@@ -18,11 +18,12 @@ def loaded(
     threads: int | None = None,
     devices: Sequence[int] = (0,),
     replicas: int = 1,
+    max_batch_tokens: int | None = None,
     allow_unverified: bool = False,
 ) -> Iterator[tuple[Model, list[Executor]]]:
     """The bundle's model and its engines: ``replicas`` on each of ``devices``, sharing ``threads`` CPU threads.
 
-    Raises BundleError, EngineError.
+    ``max_batch_tokens`` as in `Model.limit_batches`. Raises BundleError, EngineError, InputError.
     """
     places = [device for device in devices for _ in range(replicas)]
     share = max(1, (threads or usable_cpus()) // len(places))
@@ -30,6 +31,8 @@ def loaded(
         model = stack.enter_context(
             load(path, target=target, threads=share, device=places[0], allow_unverified=allow_unverified)
         )
+        if max_batch_tokens is not None:
+            model.limit_batches(max_batch_tokens)
         if model.choice.record.device == "cpu" and len(devices) > 1:
             raise BeiError(f"--devices: {model.target} runs on the CPU. Use --replicas, or another --target.")
         engines: list[Executor] = [model.executor]

@@ -44,6 +44,7 @@ class Engines:
     threads: int | None = None
     devices: tuple[int, ...] = (0,)
     replicas: int = 1
+    max_batch_tokens: int | None = None
     allow_unverified: bool = False
 
 
@@ -122,6 +123,7 @@ def warm_services(
                     threads=engines.threads,
                     devices=engines.devices,
                     replicas=engines.replicas,
+                    max_batch_tokens=engines.max_batch_tokens,
                     allow_unverified=engines.allow_unverified,
                 )
             )

@@ -260,3 +260,22 @@ def test_executors_are_called_one_at_a_time(model: Model) -> None:
     finally:
         threading.excepthook = before
     assert not failures
+
+
+def test_batches_can_be_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, sizes = ["a b c d", "a", "a b", "b c d e f"] * 20, []
+    with bei.load(write_bundle(tmp_path / "b")) as model:
+        before, run = model.encode(texts), model.executor.run
+
+        def watched(rows: list[Row]) -> Any:
+            sizes.append(len(rows) * max(len(row.ids) for row in rows))
+            return run(rows)
+
+        monkeypatch.setattr(model.executor, "run", watched)
+        model.limit_batches(20)
+        assert model.encode(texts) == pytest.approx(before, abs=1e-6)
+        assert 10 < max(sizes) <= 20
+        with pytest.raises(
+            InputError, match=r"max_batch_tokens: got 257, tiny was compiled for at most 256\."
+        ):
+            model.limit_batches(257)

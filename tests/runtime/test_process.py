@@ -184,6 +184,7 @@ def test_tls(folder: str, tmp_path: Path) -> None:
         (["--api-key-file", "missing"], "missing: the API keys cannot be read (No such file"),
         (["--api-key-file", os.devnull], "holds no API key"),
         (["--served-model-name", "a", "--served-model-name", "b"], "given 2 times for 1 bundles"),
+        (["--max-batch-tokens", "257"], "tiny was compiled for at most 256"),
         (["--devices", "0,1"], "runs on the CPU. Use --replicas"),
     ],
 )
