@@ -18,11 +18,10 @@ from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from bei.compiler.encoder import output_width
 from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
 from bei.compiler.engines.portability import NOT_PORTABLE, Portability
+from bei.compiler.engines.tensorrt_table import BACKENDS
 from bei.compiler.lowering.signature import signature
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
-from bei.compiler.planning.memory import MemoryPlan, Subject, compare, plan_memory
-from bei.compiler.precision.calibration import calibration_batches, token_budget
-from bei.compiler.precision.decide import decide
+from bei.compiler.planning.memory import MemoryPlan, Subject, build_memory, compare, plan_memory
 from bei.compiler.precision.policy import PLAIN, Mode, Policy
 from bei.compiler.progress import QUIET, Progress
 from bei.compiler.target import Target, parse_target
@@ -86,15 +85,23 @@ Certify = Callable[[Path, Path], Manifest]
 verdict in the bundle and returns the new manifest."""
 
 
-def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
-    """What is wrong with a checkpoint's files and shapes is refused here; no weight is looked at."""
-    checkpoint = open_checkpoint(
+def open_source(options: BuildOptions, progress: Progress = QUIET) -> Checkpoint:
+    """The checkpoint that the options name, fetched where needed. Raises CheckpointError."""
+    return open_checkpoint(
         options.repo,
         revision=options.revision,
         offline=options.offline,
         token=options.token,
         progress=progress,
     )
+
+
+def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
+    """What is wrong with a checkpoint's files and shapes is refused here; no weight is looked at."""
+    return _understood(open_source(options, progress), options)
+
+
+def _understood(checkpoint: Checkpoint, options: BuildOptions) -> Model:
     adapter = adapter_for(checkpoint.config)
     loaded = load_model(checkpoint, adapter, values=False)
     if options.token_embeddings:
@@ -112,11 +119,22 @@ def read_model(options: BuildOptions, progress: Progress = QUIET) -> Model:
 def plan_build(options: BuildOptions, progress: Progress = QUIET) -> tuple[list[MemoryPlan], list[Target]]:
     """The memory of every engine asked for, whether it can be built here or not, and the targets that have no plan.
     Raises BeiError, also for a named card that the build does not fit."""
-    targets = _targets(options)
+    targets = targets_of(options)
     model = read_model(options, progress)
     plans = _memory(model, options, targets)
     planned = {plan.target for plan in plans}
     return plans, [target for target in targets if target.name not in planned]
+
+
+def host_memory(options: BuildOptions, *, certified: bool) -> dict[str, int]:
+    """By target, what building it takes of this machine's memory, parity included where it is ``certified``. Raises
+    BeiError."""
+    model = read_model(options)
+    subject, found = _subject(model, options), {}
+    for target in targets_of(options):
+        plan = plan_memory(target, subject) if target.backend in BACKENDS else None
+        found[target.name] = build_memory(plan, subject.weights, certified=certified)
+    return found
 
 
 def compile_bundle(
@@ -126,19 +144,39 @@ def compile_bundle(
 
     Raises BeiError, and then leaves nothing behind.
     """
-    targets = _targets(options)
+    check_request(options)
+    return compile_checkpoint(open_source(options, progress), options, progress=progress, certify=certify)
+
+
+def check_request(options: BuildOptions) -> tuple[Target, ...]:
+    """The targets of a build, and a refusal of all that can be refused without the checkpoint. Raises BeiError."""
+    targets = targets_of(options)
     check_buildable(targets)
     _check_precision_options(options, targets)
     if options.out is not None:
         check_destination(options.out)
-    model = read_model(options, progress)
-    out = options.out or Path(f"{_name(model.checkpoint, options)}.bundle")
+    return targets
+
+
+def compile_checkpoint(
+    checkpoint: Checkpoint,
+    options: BuildOptions,
+    *,
+    source: Source | None = None,
+    progress: Progress = QUIET,
+    certify: Certify | None = None,
+) -> tuple[Path, Manifest]:
+    """`compile_bundle` from where the checkpoint is open; ``source`` where it is hashed already."""
+    targets = targets_of(options)
+    model = _understood(checkpoint, options)
+    out = destination(checkpoint, options)
     memory = _memory(model, options, targets)
     check_host(memory, free_memory())
     check_finite(
-        model.checkpoint.name, model.loaded.weights
+        checkpoint.name, model.loaded.weights
     )  # reads every byte: after all that can be refused without
-    source = source_record(model.checkpoint, progress)
+    if source is None:
+        source = source_record(checkpoint, progress)
     check_disk(memory, sum(record.size for record in source.files.values()), out.absolute().parent)
     with writing(out) as writer:
         _write_sources(model, source, writer, progress)
@@ -148,11 +186,16 @@ def compile_bundle(
         manifest = _manifest(model, source, options, engines, precision, writer)
         writer.finish(manifest)
         if certify is not None:
-            manifest = certify(writer.folder, model.checkpoint.folder)
+            manifest = certify(writer.folder, checkpoint.folder)
     return out, manifest
 
 
-def _targets(options: BuildOptions) -> tuple[Target, ...]:
+def destination(checkpoint: Checkpoint, options: BuildOptions) -> Path:
+    """Where the bundle goes."""
+    return options.out or Path(f"{bundle_name(checkpoint, options)}.bundle")
+
+
+def targets_of(options: BuildOptions) -> tuple[Target, ...]:
     """What is asked for, by default what can be built here. Raises EngineError, also for portability that no target has."""
     targets = tuple(parse_target(name) for name in options.targets) or default_targets()
     portable = [target for target in targets if target.backend == "tensorrt"]
@@ -163,18 +206,22 @@ def _targets(options: BuildOptions) -> tuple[Target, ...]:
 
 def _memory(model: Model, options: BuildOptions, targets: Sequence[Target]) -> list[MemoryPlan]:
     """Plans of the GPU engines, checked against the card that was named."""
+    subject = _subject(model, options)
+    planned = [plan for target in targets if (plan := plan_memory(target, subject)) is not None]
+    if options.card is not None:
+        check_card(planned, card(options.card))
+    return planned
+
+
+def _subject(model: Model, options: BuildOptions) -> Subject:
     loaded = model.loaded
-    subject = Subject(
+    return Subject(
         cfg=loaded.cfg,
         head=loaded.head,
         weights=loaded.weights,
         limits=_limits(model, options),
         portability=options.portability,
     )
-    planned = [plan for target in targets if (plan := plan_memory(target, subject)) is not None]
-    if options.card is not None:
-        check_card(planned, card(options.card))
-    return planned
 
 
 def _compared(engines: Sequence[EngineRecord], plans: Sequence[MemoryPlan]) -> tuple[EngineRecord, ...]:
@@ -235,6 +282,10 @@ def _precision(
     (both need torch)."""
     if all(target.device == "cpu" for target in targets):
         return None
+    # here, because a bundle from the cache needs none of it
+    from bei.compiler.precision.calibration import calibration_batches, token_budget
+    from bei.compiler.precision.decide import decide
+
     loaded, tokenizer = model.loaded, model.tokenizer
     with progress.stage("precision", None, unit="items"):
         batches = calibration_batches(
@@ -301,7 +352,7 @@ def _manifest(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bei_version=bei.__version__,
-        name=_name(checkpoint, options),
+        name=bundle_name(checkpoint, options),
         model_type=checkpoint.config.name,
         adapter=model.adapter,
         license=checkpoint.license,
@@ -320,7 +371,7 @@ def _manifest(
     )
 
 
-def _name(checkpoint: Checkpoint, options: BuildOptions) -> str:
+def bundle_name(checkpoint: Checkpoint, options: BuildOptions) -> str:
     """The repository's name, with a suffix where the bundle gives tokens; for a folder, which may be called anything,
     the name chosen for the bundle."""
     if checkpoint.revision is None and options.out is not None:

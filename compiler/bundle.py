@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from bei.compiler.progress import QUIET, Progress
 from bei.errors import BundleError
@@ -36,6 +37,17 @@ class BundleWriter:
         """A byte-identical copy of a file that was hashed already (loading verifies it again)."""
         shutil.copyfile(source, self._path(name))
         self.files[name] = record
+
+    def receive(self, name: str, content: IO[bytes]) -> FileRecord:
+        """A file from a stream, hashed on its way."""
+        digest, size = hashlib.sha256(), 0
+        with self._path(name).open("wb") as file:
+            while chunk := content.read(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+        self.files[name] = FileRecord(sha256=digest.hexdigest(), size=size)
+        return self.files[name]
 
     def add(self, name: str, progress: Progress = QUIET) -> None:
         """A file that was written into ``folder`` by someone else: hash and list it."""

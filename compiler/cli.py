@@ -1,32 +1,33 @@
-"""bei-compile: a checkpoint in, a bundle out.
+"""bei-compile: a checkpoint in, a bundle out; with ``--zoo`` the bundles of every model for every target.
 
 Exit codes: 0 done; 1 built, but the parity gate failed (the bundle is kept and marked); 2 the input is not usable;
 130 interrupted. Messages go to standard error, one for each failure; ``--json`` prints one object on standard output.
+With ``--zoo`` the worst of all; the others are done all the same, and another run goes on with what is missing.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 
 from bei.compiler.build import BuildOptions, Certify, compile_bundle, plan_build
+from bei.compiler.cache.cache import Compiled, compile_cached, open_cache
 from bei.compiler.engines.portability import HARDWARE_COST, LEVELS, VERSION_COST, Portability
-from bei.compiler.planning.show import as_json, show
+from bei.compiler.planning.show import as_json, show, surprises
 from bei.compiler.progress import Progress, for_stderr
 from bei.compiler.truss import TrussRequest, read_truss
 from bei.errors import BeiError, InputError
-from bei.manifest import Manifest
 
 INTERRUPTED = 130
+NOTHING_LEFT = "nothing was left behind"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +44,15 @@ def parser() -> argparse.ArgumentParser:
         "--target", action="append", default=[], help="repeatable; default: all this machine can build"
     )
     p.add_argument(
+        "--targets", action="extend", dest="target", type=_listed, metavar="T1,T2", help="several at once"
+    )
+    p.add_argument(
         "--token-embeddings",
         action="store_true",
         help="a vector for each token (the last hidden state) instead of one a text",
     )
     p.add_argument("--layout", choices=("padded", "packed"), default="padded", help="of GPU engines")
-    p.add_argument("--out", type=Path, metavar="DIR", help="default: <name>.bundle")
+    p.add_argument("--out", type=Path, metavar="DIR", help="default: <name>.bundle, or <zoo>.bundles")
     p.add_argument(
         "--max-length", type=_positive, help="tokens of one text (default: what the checkpoint serves)"
     )
@@ -86,6 +90,24 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"of TensorRT plans: later versions of TensorRT read it. Cost: {VERSION_COST}.",
     )
+    p.add_argument(
+        "--cache",
+        metavar="DIR|URI",
+        help="of finished bundles: what is in it is not built again (needs bei[embed])",
+    )
+    p.add_argument("--zoo", type=Path, metavar="FILE", help="every model of a zoo file instead of --repo")
+    p.add_argument("--only", metavar="GLOB", help="with --zoo: the models whose owner/name matches")
+    p.add_argument("--weights", type=Path, metavar="DIR", help="with --zoo: real weights, in owner--name")
+    p.add_argument(
+        "--workers", type=int, metavar="N", help="with --zoo: builds at a time (default: a CPU each)"
+    )
+    p.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="with --zoo: on a Ray cluster (without an address: the one this machine belongs to, or itself)",
+    )
     p.add_argument("--offline", action="store_true", help="use the Hub cache only")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return p
@@ -94,11 +116,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    return report_errors("bei-compile", lambda: _run(args))
+    left = NOTHING_LEFT if args.zoo is None else "what is done is kept; the same command goes on from there"
+    return report_errors("bei-compile", lambda: _run(args), left)
 
 
-def report_errors(program: str, run: Callable[[], int]) -> int:
-    """Run a command; an expected error is one message on standard error and an exit code, never a traceback."""
+def report_errors(program: str, run: Callable[[], int], left: str = NOTHING_LEFT) -> int:
+    """Run a command; an expected error is one message on standard error and an exit code, never a traceback. ``left``:
+    what remains after an interrupt."""
     try:
         return run()
     except BeiError as error:
@@ -107,25 +131,44 @@ def report_errors(program: str, run: Callable[[], int]) -> int:
         )
         return error.exit_code
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"[bold red]{program}:[/] interrupted; nothing was left behind")
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{program}:[/] interrupted; {left}")
         return INTERRUPTED
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.zoo is not None:
+        from bei.compiler.fleet.cli import run_zoo
+
+        return run_zoo(args, _build_options(args, None))
+    if args.only or args.weights or args.workers is not None or args.ray is not None:
+        raise InputError("bei-compile: --only, --weights, --workers and --ray go with --zoo.")
     options, warnings = _options(args)
     for warning in warnings:
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+        _warn(warning)
     progress = for_stderr(quiet=args.json)
     if args.plan:
         return _plan(options, progress, json_wanted=args.json)
     certify = None if args.no_parity else _certifier(progress)
     started = time.perf_counter()
-    out, manifest = compile_bundle(options, progress=progress, certify=certify)
-    for warning in _surprises(manifest):
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
-    result = _result(out, manifest, time.perf_counter() - started)
+    compiled = _compiled(options, args.cache, progress, certify)
+    for warning in surprises(compiled.manifest):
+        _warn(warning)
+    result = _result(compiled, time.perf_counter() - started)
     print(json.dumps(result) if args.json else _summary(result))
-    return 1 if "failed" in manifest.parity.verdicts.values() else 0
+    return 1 if "failed" in compiled.manifest.parity.verdicts.values() else 0
+
+
+def _compiled(
+    options: BuildOptions, cache: str | None, progress: Progress, certify: Certify | None
+) -> Compiled:
+    if cache is not None:
+        return compile_cached(options, open_cache(cache), progress=progress, certify=certify, warn=_warn)
+    out, manifest = compile_bundle(options, progress=progress, certify=certify)
+    return Compiled(out=out, manifest=manifest, cached=False)
+
+
+def _warn(warning: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 
 def _plan(options: BuildOptions, progress: Progress, *, json_wanted: bool) -> int:
@@ -137,26 +180,17 @@ def _plan(options: BuildOptions, progress: Progress, *, json_wanted: bool) -> in
     return 0
 
 
-def _surprises(manifest: Manifest) -> Iterator[str]:
-    """Engines whose builder wants another amount of memory than was planned."""
-    for engine in manifest.engines:
-        memory = engine.evidence.get("memory", {})
-        if memory.get("within") is False:
-            reported = max(size or 0 for size in memory["reported_activation_bytes"])
-            planned = max(memory["planned_activation_bytes"])
-            yield (
-                f"{engine.target}: the builder reserves {decimal(reported)} for activations, and {decimal(planned)} "
-                "were planned. Count with the builder's number."
-            )
-
-
 def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
     """From flags, or from a Truss config with flags on top."""
     if (args.repo is None) == (args.config is None):
         raise InputError("bei-compile: need either --repo or --config. See bei-compile --help.")
     truss: TrussRequest | None = None if args.config is None else read_truss(args.config)
+    return _build_options(args, truss), truss.warnings if truss else ()
+
+
+def _build_options(args: argparse.Namespace, truss: TrussRequest | None) -> BuildOptions:
     options = BuildOptions(
-        repo=args.repo if truss is None else truss.repo,
+        repo=(truss.repo if truss else args.repo) or "",
         revision=args.revision or (truss.revision if truss else None),
         out=args.out,
         targets=tuple(args.target),
@@ -175,12 +209,11 @@ def _options(args: argparse.Namespace) -> tuple[BuildOptions, tuple[str, ...]]:
     )
     tokens = args.max_batch_tokens or (truss.max_batch_tokens if truss else None)
     rows = args.max_batch or (truss.max_batch if truss else None)
-    options = replace(
+    return replace(
         options,
         max_batch_tokens=tokens or options.max_batch_tokens,
         max_batch=rows or options.max_batch,
     )
-    return options, truss.warnings if truss else ()
 
 
 def _certifier(progress: Progress) -> Certify:
@@ -190,24 +223,34 @@ def _certifier(progress: Progress) -> Certify:
     return certifier(progress)
 
 
-def _result(out: Path, manifest: Manifest, seconds: float) -> dict[str, Any]:
+def _result(compiled: Compiled, seconds: float) -> dict[str, Any]:
+    manifest = compiled.manifest
     return {
-        "bundle": str(out),
+        "bundle": str(compiled.out),
         "name": manifest.name,
         "task": manifest.head.task,
         "dimensions": manifest.head.dimensions,
         "source": {"repo": manifest.source.repo, "revision": manifest.source.revision},
         "engines": [msgspec.to_builtins(engine) for engine in manifest.engines],
         "parity": msgspec.to_builtins(manifest.parity),
+        "cached": compiled.cached,
         "seconds": round(seconds, 2),
     }
 
 
 def _summary(result: dict[str, Any]) -> str:
-    lines = [f"{result['bundle']}: {result['name']}, {result['task']}, {result['seconds']} s"]
+    how = " from the cache" if result["cached"] else ""
+    lines = [f"{result['bundle']}: {result['name']}, {result['task']}, {result['seconds']} s{how}"]
     verdicts = result["parity"]["verdicts"]
     lines += [f"  {e['target']}: {e['status']}, parity {verdicts[e['target']]}" for e in result["engines"]]
     return "\n".join(lines)
+
+
+def _listed(text: str) -> list[str]:
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if not names:
+        raise argparse.ArgumentTypeError("need at least one target")
+    return names
 
 
 def _positive(text: str) -> int:

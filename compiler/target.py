@@ -45,6 +45,11 @@ class Target:
         """As CUDA writes them: SM89 is "8.9", SM120 "12.0"."""
         return tuple(f"{sm // 10}.{sm % 10}" for sm in self.sms)
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the engine is built on the GPU that it serves."""
+        return self.backend in BACKENDS and BACKENDS[self.backend].needs_gpu
+
 
 def parse_target(name: str) -> Target:
     """Read a target name. Raises EngineError naming what is wrong and what there is."""

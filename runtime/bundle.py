@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _check_references(bundle: Bundle) -> None:
     """Everything the runtime will open is listed, by a name that stays inside the folder."""
     manifest = bundle.manifest
-    bad = [name for name in manifest.files if not _is_inside(name)]
+    bad = [name for name in manifest.files if not is_inside(name)]
     if bad:
         raise BundleError(
             f"{bundle.path}: file names that leave the bundle: {_list(bad)}. Do not use this bundle."
@@ -171,7 +171,8 @@ def _check_references(bundle: Bundle) -> None:
     _refuse(bundle, problems)
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a file of that name lies in the bundle and is not its manifest."""
     path = PurePosixPath(name)
     plain = not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
     return plain and name not in ("", ".", MANIFEST_FILE) and not set(name) & {"\\", "\0", ":"}

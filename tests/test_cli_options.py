@@ -17,9 +17,9 @@ from bei.runtime.inspect_cli import parser as inspect_parser
 FLAGS = {
     "bei-compile": (
         compile_parser,
-        """--calibration --card --config --hardware-compatibility --help --json --layout --max-batch --max-batch-tokens --max-length --no-parity
-        --offline --out --plan --policy --precision --repo --revision --target --timing-cache
-        --token-embeddings --version-compatible""",
+        """--cache --calibration --card --config --hardware-compatibility --help --json --layout --max-batch
+        --max-batch-tokens --max-length --no-parity --offline --only --out --plan --policy --precision --ray --repo
+        --revision --target --targets --timing-cache --token-embeddings --version-compatible --weights --workers --zoo""",
     ),
     "bei-embed": (
         embed_parser,
@@ -31,7 +31,7 @@ FLAGS = {
     "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
     "bei-parity": (
         parity_parser,
-        "--checkpoint --full --help --html --json --only --runner --target --texts --weights --workers --zoo",
+        "--checkpoint --full --help --html --json --only --ray --runner --target --texts --weights --workers --zoo",
     ),
     "bei-plan": (
         plan_parser,

@@ -3,7 +3,8 @@
 Exit codes: 0 every engine that ran passed; 1 one did not; 2 the input is not usable, or nothing could run here.
 The bundle's certificate is updated in place; ``--json`` and ``--html`` write copies. ``--runner polygraphy`` checks the
 engines without this project's executors, and leaves the certificate, which is about both, as it is. With ``--zoo`` every model of a zoo
-file is compiled for the CPU and checked; 1 then means that one did not pass.
+file is compiled for the CPU and checked; 1 then means that one did not pass. Rows that passed are kept in ``--json``, and
+another run with the same file measures the others.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bei.compiler.cli import report_errors
+from bei.compiler.cli import NOTHING_LEFT, report_errors
 from bei.compiler.parity import polygraphy_runner
 from bei.compiler.parity.bundles import (
     Texts,
@@ -62,19 +63,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--only", metavar="GLOB", help="with --zoo: the models whose owner/name matches")
     p.add_argument("--weights", type=Path, metavar="DIR", help="with --zoo: real weights, in owner--name")
     p.add_argument("--workers", type=int, metavar="N", help="with --zoo: processes (default 1)")
+    p.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="with --zoo: on a Ray cluster (without an address: the one this machine belongs to, or itself)",
+    )
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    return report_errors("bei-parity", lambda: _run(args) if args.zoo is None else run_zoo(args))
+    left = "the rows so far are kept" if args.zoo is not None and args.json is not None else NOTHING_LEFT
+    return report_errors("bei-parity", lambda: _run(args) if args.zoo is None else run_zoo(args), left)
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.bundle is None or args.only or args.weights or args.workers is not None:
+    if args.bundle is None or args.only or args.weights or args.workers is not None or args.ray is not None:
         raise ParityError(
-            "bei-parity: need a BUNDLE, or --zoo with --only, --weights, --workers. See bei-parity --help."
+            "bei-parity: need a BUNDLE, or --zoo with --only, --weights, --workers, --ray. See bei-parity --help."
         )
     progress = for_stderr()
     if discard_damaged(args.bundle):

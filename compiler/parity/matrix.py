@@ -3,39 +3,42 @@
 Real weights where this machine has them, a stand-in of reduced size otherwise; a row says which.
 """
 
-import fnmatch
+import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
-from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
 
 import bei
 from bei.adapters.registry import adapter_for
-from bei.compiler.build import BuildOptions, compile_bundle
-from bei.compiler.checkpoint.checkpoint import open_checkpoint
+from bei.compiler.build import BuildOptions, compile_bundle, host_memory
+from bei.compiler.cache.key import bundle_key
+from bei.compiler.checkpoint.checkpoint import open_checkpoint, source_record
+from bei.compiler.fleet.work import Machine, Work, encoded
 from bei.compiler.parity.bundles import Texts, builtin_texts, check_bundle
 from bei.compiler.parity.html import page, pill
 from bei.compiler.parity.numbers import number
 from bei.compiler.parity.report import EngineReport
-from bei.compiler.zoo.sources import Weights, fixture_or_weights
-from bei.compiler.zoo.zoo import ZooEntry, load_zoo
-from bei.errors import BeiError, ParityError
-from bei.manifest import Task, Verdict
+from bei.compiler.planning.memory import build_memory
+from bei.compiler.target import parse_target
+from bei.compiler.zoo.sources import Weights, real_weights, stand_in
+from bei.compiler.zoo.zoo import ZooEntry, check_adapter, chosen
+from bei.errors import BeiError
+from bei.manifest import Source, Task, Verdict
 from bei.runtime.bundle import read_bundle
 
+TARGET = "onnxruntime-cpu"
 TEXTS = 24
 """Built-in texts a model, evenly chosen."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One model. ``cosine`` and ``logit_error`` are the worst text's, whichever the task has; ``reason`` where it did
-    not pass; ``seconds`` for compiling and checking."""
+    not pass; ``seconds`` for compiling and checking. Rows of one ``key`` have the same numbers."""
 
     repo: str
     adapter: str
@@ -49,6 +52,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     padding_difference: float | None = None
     reference: str | None = None
     reason: str | None = None
+    key: str | None = None
     seconds: float
 
 
@@ -67,68 +71,128 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatrixOptions:
-    """``only`` a glob over owner/name; ``weights_dir`` has folders owner--name; ``workers`` processes."""
+    """``only`` a glob over owner/name; ``weights_dir`` has folders owner--name."""
 
     zoo: Path
     only: str = "*"
     weights_dir: Path | None = None
-    cache_dir: Path | None = None
-    workers: int = 1
 
 
-def run_matrix(options: MatrixOptions, done: Callable[[Row], None] = lambda row: None) -> Matrix:
-    """Check every entry; an error of one is its row's verdict. ``done`` is called after each, in order.
+class RowTask(msgspec.Struct, frozen=True, kw_only=True, tag="parity"):
+    """One model. ``folder`` of its real weights; None: a stand-in."""
 
-    Raises CheckpointError for a zoo file that cannot be read and ParityError when nothing matches ``only``.
+    entry: ZooEntry
+    folder: str | None
+
+
+Told = Callable[[Row, Matrix], None]
+"""Told of each row when it is known, with all that is known by then."""
+
+
+def run_matrix(
+    options: MatrixOptions,
+    machine: Machine,
+    *,
+    earlier: Matrix | None = None,
+    done: Told = lambda row, matrix: None,
+) -> Matrix:
+    """Check every entry; an error of one is its row's verdict. Rows that passed in an ``earlier`` run, and would be
+    measured in the same way now, are kept.
+
+    Raises CheckpointError for a zoo file that cannot be read, and when nothing matches ``only``.
     """
-    entries = [entry for entry in load_zoo(options.zoo) if fnmatch.fnmatchcase(entry.repo, options.only)]
-    if not entries:
-        raise ParityError(f"{options.zoo}: no model matches {options.only!r}. Use a glob such as 'BAAI/*'.")
-    rows = []
-    for row in _rows(entries, options):
-        done(row)
-        rows.append(row)
-    return Matrix(bei_version=bei.__version__, target="onnxruntime-cpu", rows=tuple(rows))
+    entries = chosen(options.zoo, options.only)
+    kept = {row.repo: row for row in earlier.rows if row.verdict == "passed"} if earlier else {}
+    rows: dict[str, Row] = {}
+    tasks: dict[bytes, tuple[ZooEntry, str]] = {}
+
+    def note(row: Row) -> None:
+        rows[row.repo] = row
+        known = kept | rows
+        done(row, _matrix(known[entry.repo] for entry in entries if entry.repo in known))
+
+    def works() -> Iterator[Work]:
+        for entry in entries:
+            try:
+                folder = real_weights(entry, options.weights_dir)
+                key, memory = row_key(entry, folder), _memory(folder)
+            except BeiError as error:
+                note(_row(entry, reason=str(error)))
+                continue
+            if entry.repo in kept and kept[entry.repo].key == key:
+                note(kept[entry.repo])
+                continue
+            task = RowTask(entry=entry, folder=None if folder is None else str(folder.absolute()))
+            work = Work(request=encoded(task), memory=memory)
+            tasks[work.request] = entry, key
+            yield work
+
+    for work, answer in machine.run(works()):
+        entry, key = tasks[work.request]
+        row = _row(entry, reason=answer.lost) if answer.lost else msgspec.json.decode(answer.result, type=Row)
+        note(msgspec.structs.replace(row, key=key))
+    return _matrix(rows[entry.repo] for entry in entries)
 
 
-def check_entry(entry: ZooEntry, weights_dir: Path | None, cache_dir: Path) -> Row:
-    """Compile and measure one model; never raises BeiError."""
+def row_key(entry: ZooEntry, folder: Path | None) -> str:
+    """What decides a row's numbers, as one hash: the entry, the checkpoint (a stand-in follows from the entry and the
+    code), and the tools. Raises CheckpointError."""
+    source = Source(repo=entry.repo, revision=None, files={})
+    if folder is not None:
+        source = source_record(open_checkpoint(str(folder)))
+    key = bundle_key(source, BuildOptions(repo=entry.repo), (parse_target(TARGET),), certified=True)
+    return hashlib.sha256(msgspec.json.encode([entry, folder is None, key], order="sorted")).hexdigest()
+
+
+def check_row(task: RowTask) -> Row:
+    """`check_entry` where the task was sent to."""
+    folder = None if task.folder is None else Path(task.folder)
+    with tempfile.TemporaryDirectory(prefix="bei-zoo-") as stand_ins:
+        return check_entry(task.entry, folder, Path(stand_ins))
+
+
+def check_entry(entry: ZooEntry, folder: Path | None, stand_ins: Path) -> Row:
+    """Compile and measure one model, from its ``folder`` or else as a stand-in, kept in ``stand_ins``; never raises
+    BeiError."""
     started = time.perf_counter()
-    row = Row(
-        repo=entry.repo, adapter=entry.adapter, task=entry.task, weights=None, verdict="failed", seconds=0
-    )
+    row = _row(entry, weights="synthetic" if folder is None else "real")
     try:
-        folder, weights = fixture_or_weights(entry, weights_dir, cache_dir)
-        row = msgspec.structs.replace(row, weights=weights)
-        _require_adapter(entry, folder)
+        folder = stand_in(entry, stand_ins) if folder is None else folder
+        check_adapter(entry, adapter_for(open_checkpoint(str(folder)).config).name)
         row = _measured(row, _check(folder))
     except BeiError as error:
         row = msgspec.structs.replace(row, reason=str(error))
     return msgspec.structs.replace(row, seconds=round(time.perf_counter() - started, 2))
 
 
-def _rows(entries: Sequence[ZooEntry], options: MatrixOptions) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory(prefix="bei-zoo-") as name:
-        cache = options.cache_dir or Path(name)
-        if options.workers == 1:
-            yield from (check_entry(entry, options.weights_dir, cache) for entry in entries)
-            return
-        # spawn: torch's threads do not survive a fork
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(check_entry, entry, options.weights_dir, cache) for entry in entries]
-            yield from (future.result() for future in futures)
+def _row(entry: ZooEntry, *, weights: Weights | None = None, reason: str | None = None) -> Row:
+    """Not passed, so far."""
+    return Row(
+        repo=entry.repo,
+        adapter=entry.adapter,
+        task=entry.task,
+        weights=weights,
+        verdict="failed",
+        reason=reason,
+        seconds=0,
+    )
 
 
-def _require_adapter(entry: ZooEntry, folder: Path) -> None:
-    found = adapter_for(open_checkpoint(str(folder)).config).name
-    if found != entry.adapter:
-        raise ParityError(f"{entry.repo}: read by the adapter {found}, but the zoo says {entry.adapter}.")
+def _matrix(rows: Iterable[Row]) -> Matrix:
+    return Matrix(bei_version=bei.__version__, target=TARGET, rows=tuple(rows))
+
+
+def _memory(folder: Path | None) -> int:
+    if folder is None:  # so small that only the tools count
+        return build_memory(None, {}, certified=True)
+    options = BuildOptions(repo=str(folder), targets=(TARGET,), offline=True)
+    return host_memory(options, certified=True)[TARGET]
 
 
 def _check(folder: Path) -> EngineReport:
     with tempfile.TemporaryDirectory(prefix="bei-matrix-") as name:
         out = Path(name) / "bundle"
-        compile_bundle(BuildOptions(repo=str(folder), out=out, targets=("onnxruntime-cpu",), offline=True))
+        compile_bundle(BuildOptions(repo=str(folder), out=out, targets=(TARGET,), offline=True))
         bundle = read_bundle(out)
         every = builtin_texts(bundle.manifest)
         step = max(1, len(every.samples) // TEXTS)

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bei.compiler.fleet.machines import Here, check_workers, machine_for
+from bei.compiler.fleet.state import read_state, write_state
 from bei.compiler.parity.matrix import COLUMNS, Matrix, MatrixOptions, Row, cells, render_matrix, run_matrix
 from bei.errors import ParityError
 
@@ -21,14 +23,23 @@ def run_zoo(args: argparse.Namespace) -> int:
     """Exit code: 0 every model passed, 1 one did not. Raises BeiError where nothing could be tried."""
     if args.bundle or args.checkpoint or args.texts or args.full or args.target or args.runner != "bei":
         raise ParityError(
-            "bei-parity: --zoo goes with --only, --weights, --workers, --json and --html alone. Leave out the rest."
+            "bei-parity: --zoo goes with --only, --weights, --workers, --ray, --json and --html alone. Leave out the rest."
         )
-    workers = 1 if args.workers is None else args.workers
-    if workers < 1:
-        raise ParityError(f"bei-parity: --workers is {workers} (need at least 1).")
-    options = MatrixOptions(zoo=args.zoo, only=args.only or "*", weights_dir=args.weights, workers=workers)
+    check_workers(args.workers, args.ray)
+    workers = args.workers or 1
+    alone = workers == 1 and args.ray is None
+    machine = Here() if alone else machine_for(workers=workers, ray=args.ray, fresh=False)
+    options = MatrixOptions(zoo=args.zoo, only=args.only or "*", weights_dir=args.weights)
+    earlier = None if args.json is None else read_state(args.json, Matrix)
     console = Console(stderr=True)
-    matrix = run_matrix(options, lambda row: console.print(_line(row), highlight=False, soft_wrap=True))
+
+    def done(row: Row, known: Matrix) -> None:
+        before = earlier is not None and row in earlier.rows
+        console.print(_line(row, before=before), highlight=False, soft_wrap=True)
+        if args.json is not None:
+            write_state(args.json, known)
+
+    matrix = run_matrix(options, machine, earlier=earlier, done=done)
     write_copies(args.json, encode_matrix(matrix), args.html, render_matrix(matrix))
     show_matrix(matrix, Console(width=None if sys.stdout.isatty() else WIDTH))
     return 0 if matrix.passed else 1
@@ -64,5 +75,6 @@ def show_matrix(matrix: Matrix, console: Console) -> None:
             console.print(f"{escape(row.repo)}: {escape(row.reason)}", highlight=False, soft_wrap=True)
 
 
-def _line(row: Row) -> str:
-    return f"[{COLOURS[row.verdict]}]{row.verdict}[/]  {escape(row.repo)}  [dim]{row.seconds:.1f} s[/]"
+def _line(row: Row, *, before: bool) -> str:
+    when = "measured before" if before else f"{row.seconds:.1f} s"
+    return f"[{COLOURS[row.verdict]}]{row.verdict}[/]  {escape(row.repo)}  [dim]{when}[/]"

@@ -33,6 +33,10 @@ RESERVE = 10**9
 HOST_FACTOR, HOST_BASE = 1.7, 1 << 30
 """A TensorRT-RTX build holds at most 1.7 times its plan and 1 GiB in memory (benchmarks/results/build_memory.md)."""
 
+PARITY_BASE, PARITY_COPIES = 3 << 29, 3
+"""Parity loads torch and transformers, and holds weights in fp32 up to so many times: in the reference, in the engine, in
+the rung below it."""
+
 TOLERANCE = 0.15
 """How far a planned activation may be from the reported one before a build warns."""
 
@@ -179,6 +183,13 @@ def _largest(limits: Limits, device: Callable[[Limits], int], card: Card) -> int
         low, high = (middle, high) if fits(middle) else (low, middle)
     found = high if fits(high) else low
     return max(limits.max_length, found // 1024 * 1024)
+
+
+def build_memory(plan: MemoryPlan | None, weights: Mapping[str, Weight], *, certified: bool) -> int:
+    """Bytes of this machine's memory that building one engine takes at its peak: the builder's, or parity's."""
+    engine = HOST_BASE if plan is None else plan.host
+    numbers = sum(math.prod(weight.shape) for weight in weights.values())
+    return max(engine, PARITY_BASE + PARITY_COPIES * 4 * numbers if certified else 0)
 
 
 def tensorrt_weights(weights: Mapping[str, Weight]) -> int:

@@ -1,6 +1,6 @@
 """A build's memory as a table for people and as plain JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from rich.text import Text
 from bei.cards import CARDS
 from bei.compiler.planning.memory import RESERVE, MemoryPlan
 from bei.compiler.target import Target
+from bei.manifest import Manifest
 
 SOURCES = {
     "formula": "activation by a formula fitted to TensorRT-RTX; the build compares it with what the builder reports",
@@ -42,6 +43,19 @@ def as_json(plans: Sequence[MemoryPlan], unplanned: Sequence[Target]) -> dict[st
         ],
         "not_planned": [target.name for target in unplanned],
     }
+
+
+def surprises(manifest: Manifest) -> Iterator[str]:
+    """Engines whose builder wants another amount of memory than was planned."""
+    for engine in manifest.engines:
+        memory = engine.evidence.get("memory", {})
+        if memory.get("within") is False:
+            reported = max(size or 0 for size in memory["reported_activation_bytes"])
+            planned = max(memory["planned_activation_bytes"])
+            yield (
+                f"{engine.target}: the builder reserves {decimal(reported)} for activations, and {decimal(planned)} "
+                "were planned. Count with the builder's number."
+            )
 
 
 def show(plans: Sequence[MemoryPlan], unplanned: Sequence[Target], console: Console) -> None:

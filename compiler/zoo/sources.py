@@ -1,14 +1,13 @@
 """Where a zoo model's files come from on this machine: real weights where there are any, a stand-in otherwise."""
 
-import hashlib
 import importlib.util
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import constants, try_to_load_from_cache
 
 from bei.compiler.checkpoint.safetensors import weight_files
+from bei.compiler.code_digest import code_digest
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture
 from bei.compiler.zoo.zoo import ZooEntry
@@ -27,8 +26,13 @@ def fixture_or_weights(entry: ZooEntry, weights_dir: Path | None, cache_dir: Pat
     reduced width, kept in ``cache_dir``. Nothing is downloaded. Raises CheckpointError for a folder in
     ``weights_dir`` that is not complete, and for a model without facts.
     """
-    folder = _given(entry, weights_dir) or _hub_cache(entry) or _package(entry)
-    return (folder, "real") if folder is not None else (_stand_in(entry, cache_dir), "synthetic")
+    folder = real_weights(entry, weights_dir)
+    return (folder, "real") if folder is not None else (stand_in(entry, cache_dir), "synthetic")
+
+
+def real_weights(entry: ZooEntry, weights_dir: Path | None) -> Path | None:
+    """The folder of the model's own files; None where this machine has none. Raises CheckpointError as above."""
+    return _given(entry, weights_dir) or _hub_cache(entry) or _package(entry)
 
 
 def _given(entry: ZooEntry, weights_dir: Path | None) -> Path | None:
@@ -71,8 +75,10 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def _stand_in(entry: ZooEntry, cache_dir: Path) -> Path:
-    folder = cache_dir / f"{entry.slug}-{_generator()}"
+def stand_in(entry: ZooEntry, cache_dir: Path) -> Path:
+    """The folder of the model's stand-in, written where ``cache_dir`` has none. Raises CheckpointError."""
+    # the generator's code, facts and corpus decide what a stand-in holds
+    folder = cache_dir / f"{entry.slug}-{code_digest(Path(__file__).parent)[:12]}"
     if not folder.is_dir():
         try:
             write_fixture(facts_of(entry.repo), folder)
@@ -80,13 +86,3 @@ def _stand_in(entry: ZooEntry, cache_dir: Path) -> Path:
             if not folder.is_dir():  # another process may have written it in the meantime
                 raise
     return folder
-
-
-@cache
-def _generator() -> str:
-    """A digest of everything that decides what a stand-in holds: this package's code, facts and corpus."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in sorted(path for path in here.rglob("*") if path.suffix in (".py", ".yaml", ".txt")):
-        digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]

@@ -1,5 +1,6 @@
 """Reading model_zoo.yaml: the models that are served, with where they come from and what is known about them."""
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,20 @@ def load_zoo(path: Path) -> tuple[ZooEntry, ...]:
     found = tuple(_entry(path, number, entry) for number, entry in enumerate(entries, 1))
     _check_names(path, found)
     return found
+
+
+def check_adapter(entry: ZooEntry, found: str) -> None:
+    """Raises CheckpointError unless the checkpoint is read by the adapter that the zoo says."""
+    if found != entry.adapter:
+        raise CheckpointError(f"{entry.repo}: read by the adapter {found}, but the zoo says {entry.adapter}.")
+
+
+def chosen(path: Path, only: str) -> tuple[ZooEntry, ...]:
+    """The entries whose owner/name matches the glob ``only``. Raises CheckpointError as `load_zoo`, and for none."""
+    entries = tuple(entry for entry in load_zoo(path) if fnmatch.fnmatchcase(entry.repo, only))
+    if not entries:
+        raise CheckpointError(f"{path}: no model matches {only!r}. Use a glob such as 'BAAI/*'.")
+    return entries
 
 
 def _parse(path: Path) -> Any:

@@ -23,6 +23,7 @@ from bei.runtime.corpus.storage import Place, locate
 from bei.runtime.corpus.worker import Advance, Done, Worker
 from bei.runtime.model import Model, load
 from bei.runtime.quantize import Ranges
+from bei.runtime.ray_cluster import connected
 
 SHARDS_AN_ACTOR = 2
 """One in work, one that waits."""
@@ -30,8 +31,8 @@ SHARDS_AN_ACTOR = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayOptions:
-    """``address`` None: the cluster that RAY_ADDRESS or this machine knows, else one of this machine alone. ``actors``
-    None: as many as there is room for; ``gpus`` of one actor (its CPUs are the threads asked for, at least one)."""
+    """``address`` as `connected` takes it. ``actors`` None: as many as there is room for; ``gpus`` of one actor (its CPUs
+    are the threads asked for, at least one)."""
 
     address: str | None = None
     actors: int | None = None
@@ -152,21 +153,10 @@ class ShardActor:
 def cluster(
     bundle: str, load_options: LoadOptions, options: RayOptions, target: str | None
 ) -> Iterator[Machine]:
-    """Connect to a cluster, or start one on this machine, and leave it at the end. Raises InputError."""
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise InputError("--ray: ray is not installed. Run: pip install 'bei[ray]'.") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(address=options.address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--ray {options.address}: no cluster answers there ({error}).") from None
-    _quiet()
-    try:
+    """A cluster to work on, left at the end. Raises InputError."""
+    with connected(options.address):
+        _quiet()
         yield Cluster(os.path.abspath(bundle), load_options, options, target)
-    finally:
-        ray.shutdown()
 
 
 def _probe(

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from mmap import mmap
 from pathlib import Path
 
 from pyarrow import ArrowException, fs
@@ -90,8 +91,8 @@ def _of_fsspec(uri: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(found)), path
 
 
-def write(folder: Place, name: str, data: bytes) -> None:
-    """Put ``data`` (any buffer) into the folder under ``name``, whole or not at all. Raises InputError."""
+def write(folder: Place, name: str, data: bytes | mmap) -> None:
+    """Put ``data`` into the folder under ``name``, whole or not at all. Raises InputError."""
     try:
         if folder.local:
             _write_local(Path(folder.path), name, data)
@@ -118,7 +119,7 @@ def make_folder(folder: Place) -> None:
         folder.filesystem.create_dir(folder.path, recursive=True)
     except (OSError, ArrowException) as error:
         raise InputError(
-            f"{folder.uri}: cannot be created ({_one_line(error)}). Give another --out."
+            f"{folder.uri}: cannot be created ({_one_line(error)}). Choose another place."
         ) from None
 
 
@@ -135,7 +136,7 @@ def reading(place: Place) -> Iterator[None]:
         raise InputError(f"{place.uri}: cannot be read ({_one_line(error)}).") from None
 
 
-def _write_local(folder: Path, name: str, data: bytes) -> None:
+def _write_local(folder: Path, name: str, data: bytes | mmap) -> None:
     temporary = folder / f".{name}{PARTIAL}{uuid.uuid4().hex}"
     try:
         with temporary.open("wb") as file:

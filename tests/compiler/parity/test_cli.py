@@ -31,7 +31,7 @@ def test_the_flags() -> None:
     flags = {flag for action in parser()._actions for flag in action.option_strings}
     assert flags == {
         *("-h", "--help", "--checkpoint", "--texts", "--full", "--target", "--json", "--html"),
-        *("--runner", "--zoo", "--only", "--weights", "--workers"),
+        *("--runner", "--zoo", "--only", "--weights", "--workers", "--ray"),
     }
 
 

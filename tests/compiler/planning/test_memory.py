@@ -6,11 +6,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 
 from bei.cards import CARDS, card
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
-from bei.compiler.planning.memory import RESERVE, MemoryPlan, Subject, compare, halved_weights, plan_memory
+from bei.compiler.planning.memory import (
+    HOST_BASE,
+    PARITY_BASE,
+    RESERVE,
+    MemoryPlan,
+    Subject,
+    build_memory,
+    compare,
+    halved_weights,
+    plan_memory,
+)
 from bei.compiler.target import parse_target
 from bei.errors import EngineError, InputError
 from bei.manifest import EngineRecord, Limits, Profile
@@ -129,3 +140,13 @@ def test_the_comparison_with_what_was_built(
     found = compare(plan, engine)
     assert found["within"] is within
     assert found["reported_activation_bytes"] == [size]
+
+
+def test_a_build_takes_what_its_builder_or_its_parity_takes(tmp_path: Path) -> None:
+    plan, weights = planned(RTX, tmp_path), random_weights(BASE, tmp_path)
+    numbers = sum(int(np.prod(weight.shape)) for weight in weights.values())
+    assert build_memory(None, weights, certified=False) == HOST_BASE
+    assert build_memory(plan, weights, certified=False) == plan.host > HOST_BASE
+    assert build_memory(None, weights, certified=True) == PARITY_BASE + 12 * numbers
+    huge = replace(plan, host=10**12)
+    assert build_memory(huge, weights, certified=True) == 10**12
