@@ -2,7 +2,7 @@
 
     python -m benchmarks.load http://127.0.0.1:8080/v1/embeddings --connections 16 --texts 32 --requests 128
 
-It reads answers as bytes and parses only the first of each connection, so that it costs a small part of a core.
+It counts the vectors in the answers' bytes and parses nothing, so that it costs a small part of a core.
 """
 
 import argparse
@@ -46,16 +46,14 @@ async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> 
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        first = True
         while waiting:
             index = waiting.pop()
             began = time.perf_counter()
             writer.write(requests[index])
             status, body = await read_answer(reader)
             latencies.append(time.perf_counter() - began)
-            if status != 200 or (first and len(json.loads(body)["data"]) != len(batches[index])):
+            if status != 200 or body.count(b'"embedding":') != len(batches[index]):
                 raise SystemExit(f"{url}: status {status}: {body[:300]!r}")
-            first = False
         writer.close()
 
     began = time.perf_counter()

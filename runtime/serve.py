@@ -5,7 +5,7 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,6 @@ from bei.runtime.process import SLACK_SECONDS, Server, stoppable
 from bei.runtime.replicas import loaded
 from bei.runtime.service import Service
 from bei.runtime.tracing import open_tracer
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

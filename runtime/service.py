@@ -23,6 +23,9 @@ from bei.runtime.scheduler import Scheduler
 from bei.runtime.tokenizer import Input, Pair, Side, Spans, Token, TokenIds
 
 TOKENIZER_THREADS = 2
+MAX_NUMBERS = 1 << 24
+"""Of one answer with a vector a token: some 350 MB of JSON."""
+
 CHARACTERS_A_TOKEN = 4
 """A guess, to hold a place in the queue for texts that are still being tokenised."""
 
@@ -164,9 +167,16 @@ class Service:
     async def embed_tokens(
         self, inputs: Sequence[Input], *, truncation: Truncation, prompt_name: str | None = None
     ) -> TokensEmbedded:
-        """A vector for each token of each input. Raises InputError, EngineError and the scheduler's errors."""
-        outputs, work = await self._outputs(inputs, self._prompt(inputs, prompt_name), truncation)
-        return TokensEmbedded(vectors=outputs, work=work)
+        """A vector for each token of each input. Raises InputError, also for more than MAX_NUMBERS, EngineError and the
+        scheduler's errors."""
+        rows, work = await self._rows(inputs, self._prompt(inputs, prompt_name), truncation)
+        numbers = work.tokens * self.manifest.head.dimensions
+        if numbers > MAX_NUMBERS:
+            raise InputError(
+                f"inputs: {work.tokens} tokens make {numbers} numbers, at most {MAX_NUMBERS} fit in one answer. "
+                "Send fewer texts."
+            )
+        return TokensEmbedded(vectors=await self._run(rows), work=work)
 
     async def score(self, inputs: Sequence[Input], *, truncation: Truncation, raw: bool = False) -> Scored:
         """Every label's score for each text or pair. Raises InputError, EngineError and the scheduler's errors."""
@@ -258,13 +268,13 @@ class Service:
         self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation
     ) -> tuple[Output, Work]:
         """The engine's output [n, width], every number finite."""
-        outputs, work = await self._outputs(inputs, prompt, truncation)
-        return np.stack(outputs), work
+        rows, work = await self._rows(inputs, prompt, truncation)
+        return np.stack(await self._run(rows)), work
 
-    async def _outputs(
+    async def _rows(
         self, inputs: Sequence[Input], prompt: str | None, truncation: Truncation
-    ) -> tuple[list[Output], Work]:
-        """The engine's output for each input, every number finite."""
+    ) -> tuple[list[Row], Work]:
+        """The inputs tokenised, one row each."""
         encode = partial(
             self.model.tokenizer.encode,
             prompt=prompt,
@@ -274,8 +284,7 @@ class Service:
         )
         with self.scheduler.reserve(guess_tokens(inputs, truncation.max_length)):
             rows = await self._tokenize(encode, inputs)
-        outputs = await self._run(rows)
-        return outputs, _work(inputs, rows, tuple(row.dropped for row in rows))
+        return rows, _work(inputs, rows, tuple(row.dropped for row in rows))
 
     async def _tokenize(self, function: Callable[..., T], *arguments: object) -> T:
         with stages.stage("tokenize"):

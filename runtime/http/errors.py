@@ -44,7 +44,6 @@ EMPTY = Kind(400, 400, "Empty")
 INVALID = Kind(400, 422, "Validation")
 SYNTAX = Kind(400, 400, "Validation")
 UNAUTHORIZED = Kind(401, 401, "Unauthorized")
-FORBIDDEN = Kind(403, 403, "Forbidden")
 NOT_FOUND = Kind(404, 404, "NotFound")
 WRONG_TASK = Kind(400, 424, "Backend")
 LATE = Kind(408, 408, "Overloaded")
@@ -59,7 +58,6 @@ UNHEALTHY = Kind(503, 503, "Unhealthy")
 
 OPENAI_TYPES = {
     401: "authentication_error",
-    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
 }

@@ -11,6 +11,7 @@ from tests.runtime.http.conftest import MOODS, services
 from tests.runtime.serving import serving
 from tests.runtime.tiny import CLS, DIM, SEP, VOCAB, expected
 
+from bei.runtime import service
 from bei.runtime.model import Model
 
 
@@ -131,6 +132,15 @@ def test_embed_all_cuts_as_embed_does(of_tokens: httpx.Client) -> None:
     assert post(of_tokens, "/embed_all", 400, inputs=[])["error_type"] == "Empty"
     assert post(of_tokens, "/embed_all", 422, inputs="a", prompt_name="nope")["error_type"] == "Validation"
     assert "gave NaN" in post(of_tokens, "/embed_all", 500, inputs=["a", "poison"])["error"]
+
+
+def test_embed_all_refuses_what_would_not_fit(
+    of_tokens: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_NUMBERS", 7 * DIM)
+    assert len(post(of_tokens, "/embed_all", inputs=["a b", "c"])) == 2
+    refused = post(of_tokens, "/embed_all", 422, inputs=["a b", "c", "d"])
+    assert refused["error"].startswith(f"inputs: 10 tokens make {10 * DIM} numbers, at most {7 * DIM} fit")
 
 
 def test_embed_all_in_messagepack(of_tokens: httpx.Client) -> None:
