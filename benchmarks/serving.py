@@ -1,7 +1,7 @@
 """bei-serve against its own engine, against sentence-transformers behind FastAPI, and against Infinity, on the CPU in one run.
 
     python -m venv DIR && DIR/bin/pip install "infinity-emb[server,torch]==0.0.78" torch==2.13.0     # has pins of its own
-    python -m benchmarks.serving --infinity DIR/bin/infinity_emb [--requests 32] [--rounds 3] [--singles 100]
+    python -m benchmarks.serving --infinity DIR/bin/infinity_emb [--requests 64] [--rounds 3] [--singles 100]
 
 All servers are up at once and take turns; the client is a process's own event loop on the same cores, so its cost is in
 every figure but the engine's. Answers are JSON numbers everywhere. Texts: lognormal length, 67 tokens mean.
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument(
         "--infinity", metavar="PATH", help="infinity_emb of a virtual environment that has it"
     )
-    parser.add_argument("--requests", type=int, default=32, help="requests of a round, 32 texts each")
+    parser.add_argument("--requests", type=int, default=64, help="requests of a round, 32 texts each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--singles", type=int, default=100, help="single texts of a round")
     args = parser.parse_args()
@@ -172,6 +172,7 @@ def main() -> None:
             alone.append(encode(model, texts))
             for server in servers:
                 server.bulk.append(load.run(server.url, batches, CONNECTIONS))
+            alone.append(encode(model, texts))  # before and after: the machine's own speed drifts
             alone_one.append(encode_one(model, singles))
             for server in servers:
                 server.singles.append(load.run(server.url, [[text] for text in singles], 1))
