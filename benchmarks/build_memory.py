@@ -3,7 +3,8 @@
 python -m benchmarks.build_memory [--only GLOB]
 
 Every model with all its layers at full width and random weights, `bei-compile --no-parity` in a process of its own, for
-texts of up to 512 tokens. Peaks are resident memory, mapped files included. The 8B model is a file of the real size
+texts of up to 256 tokens. Private memory is what has to be there; resident memory also counts pages of mapped files (the
+checkpoint's, while ranges are audited), which the system drops when it needs the room. The 8B model is a file of the real size
 without data: it is planned, and refused where memory does not do.
 """
 
@@ -13,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from bei.errors import EngineError
 ROOT = Path(__file__).parents[1]
 TARGET = "tensorrt-rtx-sm89"
 WHAT = (
-    "Peak memory of bei-compile --no-parity, tensorrt-rtx-sm89 (built, not executed), texts up to 512 tokens"
+    "Peak memory of bei-compile --no-parity, tensorrt-rtx-sm89 (built, not executed), texts up to 256 tokens"
 )
 MODELS = {
     "MiniLM-L6": "sentence-transformers/all-MiniLM-L6-v2",
@@ -44,21 +46,17 @@ MACHINE = 24 << 30
 
 
 def options(checkpoint: Path, out: Path | None = None) -> BuildOptions:
-    return BuildOptions(repo=str(checkpoint), out=out, targets=(TARGET,), max_length=512)
+    return BuildOptions(repo=str(checkpoint), out=out, targets=(TARGET,), max_length=256)
 
 
 def measure(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """One compile in this process."""
     _, manifest = compile_bundle(options(checkpoint, folder / "bundle"))
     (engine,) = manifest.engines
-    plan, peak = engine.evidence["plan_bytes"] / 2**20, peak_mb() * 1e6 / 2**20
-    allowed = 1.3 * plan + 1536
     return {
         "profiles": len(engine.profiles),
-        "plan MiB": round(plan),
-        "peak MiB": round(peak),
-        "1.3 × plan + 1.5 GiB": round(allowed),
-        "holds": "yes" if peak <= allowed else "no",
+        "plan MiB": round(engine.evidence["plan_bytes"] / 2**20),
+        "resident MiB": round(peak_mb() * 1e6 / 2**20),
     }
 
 
@@ -89,10 +87,24 @@ def row(name: str) -> dict[str, Any]:
 
 
 def _apart(checkpoint: Path, temporary: str) -> dict[str, Any]:
+    """The compile in a process of its own, its private memory looked at every 50 ms."""
     command = [sys.executable, "-m", "benchmarks.build_memory", "--measure", str(checkpoint), temporary]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    private = 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            private = max(private, _private(process.pid))
+            time.sleep(0.05)
+        assert process.stdout is not None
+        found: dict[str, Any] = json.loads(process.stdout.read().splitlines()[-1])
+    allowed = round(1.3 * found["plan MiB"] + 1536)
+    found |= {"private MiB": private // 1024, "1.3 × plan + 1.5 GiB": allowed}
+    return found | {"holds": "yes" if private // 1024 <= allowed else "no"}
+
+
+def _private(pid: int) -> int:
+    """KiB of anonymous memory; 0 when the process has just ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

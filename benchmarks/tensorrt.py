@@ -4,12 +4,13 @@ python -m benchmarks.tensorrt [--only GLOB]
 
 Every model at full width with random weights, in two forms of ours (padded, packed) and as ``torch.onnx.export`` writes
 sentence-transformers' own modules in FP16, all through the same builder with one profile of 32 texts of 512 tokens. One
-process a build, so that peak memory is its own. Rows of models that are not asked for stay as they are in the results.
+process a build, so that peak memory is its own. The export needs onnxscript (0.7.2 here). Rows of models that are not asked for stay as they are in the results.
 """
 
 import argparse
 import fnmatch
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,11 +98,17 @@ def export(checkpoint: Path, out: Path) -> None:
 
 
 def exported(file: Path) -> tuple[bytes, dict[str, Weight]]:
-    """The exported graph, and its weights where they lie."""
+    """The exported graph, and its weights where they lie; what is no weight (positions) goes into the graph."""
     model = onnx.load(file, load_external_data=False)
     weights = {}
     for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        if tensor.data_type not in DTYPES:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        else:
             place = {entry.key: entry.value for entry in tensor.external_data}
             weights[tensor.name] = Weight(
                 name=tensor.name,
@@ -141,9 +148,15 @@ def build(source: Path, form: str, sm: int, folder: Path) -> dict[str, Any]:
         "plan MiB": round(proof["plan_bytes"] / 2**20, 1),
         "peak MiB": round(peak_mb() * 1e6 / 2**20),
         "kernels": proof["kernels"],
+        "kernels a layer": _usual(proof["kernels_per_layer"]),
         "fused attentions": proof["fused_attention"],
         "activation MB": round((profile.activation_bytes or 0) / 1e6, 1),
     }
+
+
+def _usual(counts: Sequence[int]) -> float | None:
+    """The mean, since every so many layers one may differ; None where attention is not one kernel to count from."""
+    return round(statistics.fmean(counts), 1) if counts else None
 
 
 def model_rows(name: str, repo: str) -> Iterator[dict[str, Any]]:
@@ -162,10 +175,7 @@ def model_rows(name: str, repo: str) -> Iterator[dict[str, Any]]:
                     yield row | {"note": failed}
                     continue
                 source = graph if form == "export" else checkpoint
-                found = _apart("--build", str(source), form, str(sm), temporary)
-                if "kernels" in found:
-                    found["kernels a layer"] = round(found["kernels"] / layers, 1)
-                yield row | found
+                yield row | _apart("--build", str(source), form, str(sm), temporary)
 
 
 def _apart(*arguments: str) -> dict[str, Any]:

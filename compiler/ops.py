@@ -14,6 +14,9 @@ from bei.adapters.head import Pooling
 V = TypeVar("V")
 Index = Literal["tokens", "types", "positions"]
 
+STREAM_NORMS = ("embed.norm", ".attn_norm", ".ffn_norm")
+"""Norms whose outputs are a post-norm encoder's residual stream."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:

@@ -80,7 +80,7 @@ def build_engine(target: Target, request: EngineRequest, writer: BundleWriter) -
 
 
 def _build_tensorrt(target: Target, request: EngineRequest, writer: BundleWriter) -> EngineRecord:
-    """A plan under ``engines/<target>/``; FP16 with FP32 accumulation and residual stream."""
+    """A plan under ``engines/<target>/``; FP16 with FP32 accumulation and sums of the residual stream."""
     from bei.compiler.lowering.emit import emit
     from bei.compiler.lowering.policy import TENSORRT
 

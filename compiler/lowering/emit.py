@@ -1,7 +1,7 @@
 """Encoder, head and weights to an ONNX model for one policy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -43,6 +43,8 @@ def emit(
     """The graph of ``run(cfg, head, …)``: ids to the head's output, in milliseconds and without reading a weight.
     ``precision``'s scales are folded into it and its islands computed in their wider type. A ``probed`` graph has one
     more output for each site: its largest magnitude over real tokens."""
+    if cfg.placement != "post":
+        policy = replace(policy, normed=None)
     own = dict(weights)
     g = Graph(own)
     kind = ProbedOnnxOps if probed else OnnxOps

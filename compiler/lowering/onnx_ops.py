@@ -15,7 +15,7 @@ from bei.compiler.lowering.graph import Graph
 from bei.compiler.lowering.layout import Layout, Packed, Padded
 from bei.compiler.lowering.masks import BOOL, FLOAT, INT64, Masks
 from bei.compiler.lowering.policy import GraphPolicy
-from bei.compiler.ops import Attention, Index
+from bei.compiler.ops import STREAM_NORMS, Attention, Index
 from bei.compiler.precision.policy import Wide, unit_of
 
 WIDE: dict[Wide, ir.DataType] = {"bf16": ir.DataType.BFLOAT16, "fp32": FLOAT}
@@ -77,9 +77,13 @@ class OnnxOps:
         weight = self.g.weight(f"{name}.weight", dtype)
         x = self.g.cast(x, dtype)
         if kind == "rms":
-            return self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=eps)
-        bias = self.g.weight(f"{name}.bias", dtype) if self.g.has(f"{name}.bias") else None
-        return self.g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+            y = self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=eps)
+        else:
+            bias = self.g.weight(f"{name}.bias", dtype) if self.g.has(f"{name}.bias") else None
+            y = self.g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+        if self.policy.normed is not None and name.endswith(STREAM_NORMS):
+            return self.g.cast(y, self.policy.normed)
+        return y
 
     def linear(self, x: ir.Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[ir.Value]:
         return [self._linear(x, name, self._dtype(name)) for name in names]

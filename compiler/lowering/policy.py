@@ -15,7 +15,8 @@ class GraphPolicy:
     accumulate in fp32 (TENSORRT notes: Cast16(MatMul(Cast32 x, Cast32 W))). ``attention``: "mha" is ONNX Runtime's
     com.microsoft.MultiHeadAttention, "standard" ONNX Attention-23, "primitive" two matrix products. ``key_lengths``: its keys
     are masked by each row's length [B], not by a mask [B, L]. ``norm``: what a norm takes and gives (statistics are
-    fp32 anyway). ``wide``: what every island is computed in, None: what its unit says.
+    fp32 anyway). ``normed``: what a post-norm encoder's stream is stored as, whose every value is a norm's output; None: as
+    ``stream``. ``wide``: what every island is computed in, None: what its unit says.
     """
 
     compute: ir.DataType
@@ -27,6 +28,7 @@ class GraphPolicy:
     decomposable: bool = False
     key_lengths: bool = False
     norm: ir.DataType = ir.DataType.FLOAT
+    normed: ir.DataType | None = None
     wide: ir.DataType | None = None
 
 
@@ -57,4 +59,5 @@ TENSORRT = GraphPolicy(
     attention="standard",
     layout="padded",
     accumulate32=True,
+    normed=ir.DataType.FLOAT16,
 )

@@ -17,7 +17,7 @@ from bei.adapters.config import Act, DynamicNtk, EncoderConfig, Moe, NormKind, R
 from bei.adapters.head import Head, Pooling
 from bei.compiler import positions
 from bei.compiler.encoder import run
-from bei.compiler.ops import Attention, Index
+from bei.compiler.ops import STREAM_NORMS, Attention, Index
 from bei.compiler.precision.folding import Folded
 from bei.compiler.precision.policy import PLAIN, Policy, Wide, unit_of
 from bei.compiler.weights import Weight
@@ -28,10 +28,12 @@ TORCH_DTYPES: dict[Wide, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.f
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """What an engine writes to memory: ``body`` values, the residual ``stream``, and units that are islands."""
+    """What an engine writes to memory: ``body`` values, the residual ``stream``, a post-norm encoder's ``normed`` stream
+    (otherwise fp32), and units that are islands."""
 
     body: torch.dtype = torch.float32
     stream: torch.dtype = torch.float32
+    normed: torch.dtype = torch.float32
     islands: Mapping[str, Wide] = field(default_factory=dict)
 
     def of(self, site: str) -> torch.dtype:
@@ -42,6 +44,12 @@ class Storage:
 
 FULL = Storage()
 """fp32 throughout: the definition."""
+
+
+def engine_storage(cfg: EncoderConfig, body: torch.dtype, islands: Mapping[str, Wide]) -> Storage:
+    """What GPU engines of ``body`` precision write: a post-norm encoder's stream like any other value, another's in fp32."""
+    return Storage(body=body, normed=body if cfg.placement == "post" else torch.float32, islands=islands)
+
 
 KEPT_BYTES = 1 << 30
 
@@ -147,7 +155,7 @@ class TorchOps:
             y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
         if self.probe:
             self.probe(name, y)
-        return y
+        return y.to(self.storage.normed).float() if name.endswith(STREAM_NORMS) else y
 
     def linear(self, x: Tensor, names: Sequence[str], outs: Sequence[int], dim: int) -> list[Tensor]:
         return [self._linear(x, name) for name in names]

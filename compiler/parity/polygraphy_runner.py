@@ -99,14 +99,11 @@ class PolygraphyExecutor:
 
     def describe(self) -> dict[str, Any]:
         """Device, and the versions of what ran."""
-        found = gpus()
-        gpu = self._record.device != "cpu" and not isinstance(found, str)
-        module = (
-            LIBRARIES[self._record.backend].module if self._record.backend in LIBRARIES else "onnxruntime"
-        )
+        record, found = self._record, gpus()
+        module = LIBRARIES[record.backend].module if record.backend in LIBRARIES else record.backend
         return {
-            "device": found[0].name if gpu and not isinstance(found, str) else self._record.device,
-            self._record.backend: import_module(module).__version__,
+            "device": record.device if record.device == "cpu" or isinstance(found, str) else found[0].name,
+            record.backend: import_module(module).__version__,
             "polygraphy": import_module("polygraphy").__version__,
         }
 

@@ -71,7 +71,7 @@ class TorchEncoder:
     def _run(self, row: Row, probe: Any) -> F32:
         import torch
 
-        from bei.compiler.lowering.torch_ops import Storage, run_torch
+        from bei.compiler.lowering.torch_ops import engine_storage, run_torch
 
         body = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
         ids, types = (torch.from_numpy(x[None].astype(np.int64)) for x in (row.ids, row.types))
@@ -83,7 +83,7 @@ class TorchEncoder:
             torch.ones_like(ids),
             types=types,
             prompt=torch.tensor([row.prompt_tokens]),
-            storage=Storage(body=body, islands=self.policy.islands),
+            storage=engine_storage(self.cfg, body, self.policy.islands),
             policy=self.policy,
             probe=probe,
             tensors=self.tensors,

@@ -3,8 +3,8 @@
 The largest of a layer's two halves decides: attention with its queries, keys and values (width Q, K, K), or the MLP with
 its hidden value (width F), each beside the residual stream (width D). Which copies live at the same time is the
 builder's secret, so the bytes a token per element of each width are fitted: to what TensorRT-RTX 1.7 reported for 240
-random encoders and for the zoo's families. What grows with
-the square of the length is known: one FP16 or BOOL mask that all layers share.
+random encoders and for the zoo's families. A post-norm's stream is FP16, and what is alive is then plain to see: its
+numbers are whole ones. What grows with the square of the length is known: one FP16 or BOOL mask that all layers share.
 """
 
 from dataclasses import dataclass
@@ -37,6 +37,14 @@ _UNFUSED = _Half(stream=8.6, first=2.8, second=3.9)
 _EXPERTS = _Half(stream=8.6, first=4.0, second=0.0)
 """The MLP by its form (an activation may be part of the product before it): of F and Q."""
 
+_POST_ATTENTION = _Half(stream=2, first=4, second=8)
+_POST_FULL_NORM = _Half(stream=2, first=8, second=12)
+_POST_GATED = _Half(stream=6, first=6, second=0)
+_POST_FUSED = _Half(stream=8, first=2, second=0)
+_POST_UNFUSED = (_Half(stream=12, first=2, second=0), _Half(stream=6, first=4, second=0))
+_POST_NORMED = 6.0
+"""The same where norms come last (as `_NORMED` for a norm of q and k over the full width)."""
+
 _NORMED = 1.5  # bytes a token per element of Q that a q/k norm leaves beside the MLP
 _IN_PRODUCT: frozenset[Act] = frozenset({"gelu", "gelu_tanh", "relu", "identity"})
 _MASK, _BIAS = 1.9, 2.1  # bytes per query and key: of a window or causal mask; per head, of a bias
@@ -51,28 +59,37 @@ def activation_bytes(cfg: EncoderConfig, rows: int, length: int) -> int:
     mlp = tokens * _mlp(cfg) + (_WORKSPACE if tokens * cfg.dim <= _SMALL else 0)
     pairs = length * length
     once = _TABLE * pairs if isinstance(cfg.bias, RelativeBuckets) else 0
-    return round(max(tokens * _attention(cfg), mlp) + rows * pairs * _per_pair(cfg) + once)
+    return round(max(tokens * _attention(cfg) + once, mlp) + rows * pairs * _per_pair(cfg))
 
 
 def _attention(cfg: EncoderConfig) -> float:
-    grouped = cfg.kv_heads < cfg.heads
+    grouped, post = cfg.kv_heads < cfg.heads, cfg.placement == "post"
     half = {
-        None: _GROUPED if grouped else _PLAIN,
+        None: _POST_ATTENTION if post else _GROUPED if grouped else _PLAIN,
         "head": _HEAD_NORM_GROUPED if grouped else _HEAD_NORM,
-        "full": _FULL_NORM,
+        "full": _POST_FULL_NORM if post else _FULL_NORM,
     }[cfg.qk_norm]
     return half.per_token(cfg.dim, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim)
 
 
 def _mlp(cfg: EncoderConfig) -> float:
-    queries = cfg.heads * cfg.head_dim
-    normed = _NORMED * queries if cfg.qk_norm else 0.0
-    forms = [_GATED if cfg.gated else _FUSED if cfg.act in _IN_PRODUCT else _UNFUSED]
-    sizes = [forms[0].per_token(cfg.dim, cfg.ffn, queries) + normed]
+    queries, post = cfg.heads * cfg.head_dim, cfg.placement == "post"
+    normed = (_POST_NORMED if post else _NORMED) * queries if cfg.qk_norm else 0.0
+    sizes = [form.per_token(cfg.dim, cfg.ffn, queries) + normed for form in _forms(cfg)]
     sizes += [
         _EXPERTS.per_token(cfg.dim, layer.moe.experts * cfg.ffn, 0) for layer in cfg.layers if layer.moe
     ]
     return max(sizes)
+
+
+def _forms(cfg: EncoderConfig) -> tuple[_Half, ...]:
+    """Of a plain or gated MLP: its moments, of which the largest counts."""
+    post, fused = cfg.placement == "post", cfg.act in _IN_PRODUCT
+    if cfg.gated:
+        return (_POST_GATED if post else _GATED,)
+    if fused:
+        return (_POST_FUSED if post else _FUSED,)
+    return _POST_UNFUSED if post else (_UNFUSED,)
 
 
 def _per_pair(cfg: EncoderConfig) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
-from bei.compiler.lowering.torch_ops import Storage, Tensors, run_torch
+from bei.compiler.lowering.torch_ops import Tensors, engine_storage, run_torch
 from bei.compiler.precision.audit import Batch
 from bei.compiler.precision.policy import Policy, Wide, units
 from bei.compiler.weights import Weight
@@ -45,7 +45,7 @@ class Trial:
 
     def cosines(self, policy: Policy) -> Iterator[float]:
         """The smallest cosine of each batch, computed as it is asked for."""
-        storage = Storage(body=torch.float16, stream=self.stream, islands=policy.islands)
+        storage = replace(engine_storage(self.cfg, torch.float16, policy.islands), stream=self.stream)
         for batch, expected in zip(self.batches, self.reference, strict=True):
             ids, mask, types = (torch.from_numpy(array) for array in batch)
             out = run_torch(

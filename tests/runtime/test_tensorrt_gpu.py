@@ -11,6 +11,7 @@ from tests.runtime.tensorrt_double import bundle_manifest
 
 from bei.compiler.engines import tensorrt as builder
 from bei.compiler.lowering.torch_ops import run_torch
+from bei.compiler.parity import polygraphy_runner
 from bei.compiler.target import SMS
 from bei.gpu import gpus
 from bei.manifest import EngineRecord
@@ -53,6 +54,7 @@ def compiled(backend: Backend, layout: Literal["padded", "packed"], folder: Path
         status="executed",
         tool_versions=built.tool_versions,
         compute_capabilities=choice.target.compute_capabilities,
+        profiles=built.profiles,
     )
 
 
@@ -78,6 +80,18 @@ def test_a_plan_gives_the_encoders_vectors(
         assert said["cuda_graphs"] == ("library" if backend == "tensorrt-rtx" else "1"), said
         engine.close()
     assert (tmp_path.with_name(f"{tmp_path.name}.cache").exists()) == (backend == "tensorrt-rtx")
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_polygraphys_runner_gives_the_same(layout: Literal["padded", "packed"], tmp_path: Path) -> None:
+    pytest.importorskip("polygraphy")
+    backend: Backend = "tensorrt" if builder.available("tensorrt") is None else "tensorrt-rtx"
+    record, manifest = compiled(backend, layout, tmp_path), bundle_manifest(tmp_path / "bundle")
+    ours, theirs = (of.create(tmp_path, record, manifest) for of in (tensorrt, polygraphy_runner))
+    for rows in (batch(1), batch(64, 3, 7, 20), batch(*range(1, 9))):
+        np.testing.assert_allclose(np.asarray(ours.run(rows)), np.asarray(theirs.run(rows)), atol=1e-3)
+    ours.close()
+    theirs.close()
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

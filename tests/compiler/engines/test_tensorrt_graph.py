@@ -38,6 +38,23 @@ def evaluate(emitted: EmittedGraph, feeds: dict[str, npt.NDArray[Any]]) -> npt.N
     return np.asarray(out)
 
 
+def test_only_a_post_norms_stream_is_fp16(tmp_path: Path) -> None:
+    """Sums and norms are fp32 in both; from a post-norm an FP16 value goes on, a pre-norm's stream goes on as the sum."""
+
+    def readers(cfg: EncoderConfig, *kinds: str) -> list[list[ir.Node]]:
+        nodes = [node for node in graph(cfg, tmp_path, "padded").model.graph if node.op_type in kinds]
+        outputs = [node.outputs[0] for node in nodes if node.outputs[0].dtype == ir.DataType.FLOAT]
+        return [[use.node for use in output.uses()] for output in outputs]
+
+    norms = readers(BERT, "LayerNormalization")
+    assert len(norms) == 1 + 2 * len(BERT.layers)
+    assert {(len(n), n[0].op_type, n[0].outputs[0].dtype) for n in norms} == {
+        (1, "Cast", ir.DataType.FLOAT16)
+    }
+    sums = [{node.op_type for node in n} for n in readers(WINDOWED, "Add")]
+    assert sums.count({"RMSNormalization", "Add"}) == 2 * len(WINDOWED.layers) - 1
+
+
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize(
     "cfg", [BERT, WINDOWED, replace(BERT, bias="alibi")], ids=["bert", "windowed", "alibi"]

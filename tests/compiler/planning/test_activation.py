@@ -27,6 +27,7 @@ GATED = replace(
     embed_norm=False,
     final_norm=True,
 )
+NOMIC = replace(BASE, layers=(Layer(rope=ROPE), Layer(rope=ROPE)), act="silu", gated=True, positions=0)
 QWEN = replace(
     GATED,
     layers=(Layer(rope=ROPE), Layer(rope=ROPE)),
@@ -49,8 +50,10 @@ QWEN = replace(
         (replace(BASE, dim=384, head_dim=32, ffn=1536), "packed", 32, 128),
         (GATED, "packed", 4, 2048),
         (QWEN, "padded", 128, 128),
+        (NOMIC, "padded", 4, 2048),
+        (replace(BASE, act="silu"), "padded", 32, 512),
     ],
-    ids=["bert-base", "minilm", "window", "qwen"],
+    ids=["bert-base", "minilm", "window", "qwen", "nomic", "activation apart"],
 )
 def test_activation_is_foreseen(
     cfg: EncoderConfig, layout: Literal["padded", "packed"], rows: int, length: int, tmp_path: Path
