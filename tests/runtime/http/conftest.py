@@ -42,7 +42,7 @@ def services(models: dict[str, Model], *names: str) -> list[Service]:
 @pytest.fixture(scope="session")
 def url(models: dict[str, Model]) -> Iterator[str]:
     """A model for each task."""
-    with serving(*services(models, "embed", "rerank", "classify", "tags")) as url:
+    with serving(*services(models, "embed", "rerank", "classify", "tags", "tokens")) as url:
         yield url
 
 

@@ -145,7 +145,10 @@ def test_info_is_teis(http: httpx.Client) -> None:
         ["reranker"],
         ["classifier"],
         ["token_classifier"],
+        ["embedding"],
     ]
+    assert kinds[4] == {"embedding": {"pooling": "none"}}
+    assert info["models"][4]["dimensions"] == DIM
     assert kinds[3]["token_classifier"]["id2label"] == {str(i): label for i, label in enumerate(LABELS)}
     assert kinds[2]["classifier"]["label2id"] == {mood: index for index, mood in enumerate(MOODS)}
 
@@ -169,6 +172,7 @@ def test_models_are_listed(http: httpx.Client) -> None:
         "rerank",
         "classify",
         "tags",
+        "tokens",
     ]
     assert http.get("/v1/models/rerank").json()["id"] == "rerank"
     assert http.get("/v1/models/nope").status_code == 404

@@ -1,14 +1,12 @@
 """Text Embeddings Inference's routes, as its own server answers them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import msgspec
 import numpy as np
 import pytest
-from tests.runtime.http.conftest import MOODS, services
-from tests.runtime.serving import serving
+from tests.runtime.http.conftest import MOODS
 from tests.runtime.tiny import CLS, DIM, SEP, VOCAB, expected
 
 from bei.runtime import service
@@ -81,7 +79,7 @@ def test_truncate_null_is_the_servers_default(http: httpx.Client) -> None:
 
 def test_what_the_model_cannot_do_is_424(models: dict[str, Model], http: httpx.Client) -> None:
     for path, reason in (("/embed_sparse", "SPLADE"), ("/embed_all", "bei-compile --token-embeddings")):
-        refused = post(http, path, 424, inputs="a")
+        refused = post(http, path, 424, inputs="a", model="embed")
         assert refused["error_type"] == "Backend"
         assert reason in refused["error"]
     for path, body in (
@@ -95,13 +93,6 @@ def test_what_the_model_cannot_do_is_424(models: dict[str, Model], http: httpx.C
 # A vector for each token
 
 
-@pytest.fixture(scope="module")
-def of_tokens(models: dict[str, Model]) -> Iterator[httpx.Client]:
-    """A bundle that gives a vector a token, beside one of the same repository that gives one a text."""
-    with serving(*services(models, "embed", "tokens")) as url, httpx.Client(base_url=url) as client:
-        yield client
-
-
 def near(found: Any, *wanted: Any) -> None:
     assert len(found) == len(wanted)
     for vectors, want in zip(found, wanted, strict=True):
@@ -112,53 +103,46 @@ def token_vectors(text: str) -> Any:
     return expected(ids(text), task="embed-tokens")
 
 
-def test_embed_all_gives_a_vector_a_token(of_tokens: httpx.Client) -> None:
+def test_embed_all_gives_a_vector_a_token(http: httpx.Client) -> None:
     texts = ["hello world", "a", "a b c"]
-    near(post(of_tokens, "/embed_all", inputs=texts), *map(token_vectors, texts))
-    near(post(of_tokens, "/embed_all", inputs="a"), token_vectors("a"))
-    near(post(of_tokens, "/embed_all", inputs=ids("a b")), token_vectors("a b"))
-    near(post(of_tokens, "/embed_all", inputs="a", prompt_name="query"), token_vectors("query : a"))
-    near(post(of_tokens, "/embed", inputs="a"), expected(ids("a")))
+    near(post(http, "/embed_all", inputs=texts), *map(token_vectors, texts))
+    near(post(http, "/embed_all", inputs="a"), token_vectors("a"))
+    near(post(http, "/embed_all", inputs=ids("a b")), token_vectors("a b"))
+    near(post(http, "/embed_all", inputs="a", prompt_name="query"), token_vectors("query : a"))
+    near(post(http, "/embed", inputs="a"), expected(ids("a")))
 
 
-def test_embed_all_cuts_as_embed_does(of_tokens: httpx.Client) -> None:
+def test_embed_all_cuts_as_embed_does(http: httpx.Client) -> None:
     text = "a b c d e f g h i j k l m n"
-    answer = of_tokens.post("/embed_all", json={"inputs": [f"{text} z z z"]})
+    answer = http.post("/embed_all", json={"inputs": [f"{text} z z z"]})
     assert answer.headers["x-truncated"] == "1"
     near(answer.json(), token_vectors(text))
-    cut = post(of_tokens, "/embed_all", inputs=f"z z z {text}", truncation_direction="left")
+    cut = post(http, "/embed_all", inputs=f"z z z {text}", truncation_direction="left")
     near(cut, token_vectors(text))
-    assert post(of_tokens, "/embed_all", 422, inputs="a " * 50, truncate=False)["error_type"] == "Validation"
-    assert post(of_tokens, "/embed_all", 400, inputs=[])["error_type"] == "Empty"
-    assert post(of_tokens, "/embed_all", 422, inputs="a", prompt_name="nope")["error_type"] == "Validation"
-    assert "gave NaN" in post(of_tokens, "/embed_all", 500, inputs=["a", "poison"])["error"]
+    assert post(http, "/embed_all", 422, inputs="a " * 50, truncate=False)["error_type"] == "Validation"
+    assert post(http, "/embed_all", 400, inputs=[])["error_type"] == "Empty"
+    assert post(http, "/embed_all", 422, inputs="a", prompt_name="nope")["error_type"] == "Validation"
+    assert "gave NaN" in post(http, "/embed_all", 500, inputs=["a", "poison"])["error"]
 
 
-def test_embed_all_refuses_what_would_not_fit(
-    of_tokens: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embed_all_refuses_what_would_not_fit(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "MAX_NUMBERS", 7 * DIM)
-    assert len(post(of_tokens, "/embed_all", inputs=["a b", "c"])) == 2
-    refused = post(of_tokens, "/embed_all", 422, inputs=["a b", "c", "d"])
+    assert len(post(http, "/embed_all", inputs=["a b", "c"])) == 2
+    refused = post(http, "/embed_all", 422, inputs=["a b", "c", "d"])
     assert refused["error"].startswith(f"inputs: 10 tokens make {10 * DIM} numbers, at most {7 * DIM} fit")
 
 
-def test_embed_all_in_messagepack(of_tokens: httpx.Client) -> None:
-    answer = of_tokens.post(
-        "/embed_all", json={"inputs": ["a b", "c"]}, headers={"accept": "application/msgpack"}
-    )
+def test_embed_all_in_messagepack(http: httpx.Client) -> None:
+    answer = http.post("/embed_all", json={"inputs": ["a b", "c"]}, headers={"accept": "application/msgpack"})
     near(msgspec.msgpack.decode(answer.content), token_vectors("a b"), token_vectors("c"))
 
 
-def test_the_repositorys_name_means_the_bundle_that_can(of_tokens: httpx.Client) -> None:
-    near(post(of_tokens, "/embed_all", inputs="a", model="example/tiny"), token_vectors("a"))
-    near(post(of_tokens, "/embed", inputs="a", model="example/tiny"), expected(ids("a")))
-    near(post(of_tokens, "/invocations", inputs="a", model="tokens"), token_vectors("a"))
-    refused = post(of_tokens, "/embed_all", 424, inputs="a", model="embed")
+def test_the_repositorys_name_means_the_bundle_that_can(http: httpx.Client) -> None:
+    near(post(http, "/embed_all", inputs="a", model="example/tiny"), token_vectors("a"))
+    near(post(http, "/embed", inputs="a", model="example/tiny"), expected(ids("a")))
+    near(post(http, "/invocations", inputs="a", model="tokens"), token_vectors("a"))
+    refused = post(http, "/embed_all", 424, inputs="a", model="embed")
     assert "embed is made for 'embed'" in refused["error"]
-    kinds = {info["task"]: info for info in of_tokens.get("/info").json()["models"]}
-    assert kinds["embed-tokens"]["model_type"] == {"embedding": {"pooling": "none"}}
-    assert kinds["embed-tokens"]["dimensions"] == DIM
 
 
 def test_similarity_is_the_cosine(http: httpx.Client) -> None:
