@@ -62,6 +62,48 @@ async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> 
     return Load(texts=sum(map(len, batches)), seconds=seconds, latencies=sorted(latencies))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """One request of `run_at`: when it was written, from the beginning, and how long its answer took, in seconds."""
+
+    at: float
+    latency: float
+
+
+def run_at(url: str, batches: Sequence[Sequence[str]], moments: Sequence[float]) -> list[Sent]:
+    """Send each batch at its moment, whatever was answered by then, on as many connections as that takes.
+
+    Raises SystemExit for a wrong answer."""
+    return asyncio.run(_run_at(url, batches, moments))
+
+
+async def _run_at(url: str, batches: Sequence[Sequence[str]], moments: Sequence[float]) -> list[Sent]:
+    parts = urlsplit(url)
+    requests = [request(parts.path, parts.netloc, batch) for batch in batches]
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    began = time.perf_counter()
+
+    async def send(index: int) -> Sent:
+        reader, writer = idle.pop() if idle else await asyncio.open_connection(parts.hostname, parts.port)
+        at = time.perf_counter()
+        writer.write(requests[index])
+        status, body = await read_answer(reader)
+        latency = time.perf_counter() - at
+        if status != 200:
+            raise SystemExit(f"{url}: status {status}: {body[:300]!r}")
+        idle.append((reader, writer))
+        return Sent(at=at - began, latency=latency)
+
+    tasks = []
+    for index, moment in enumerate(moments):
+        await asyncio.sleep(max(0.0, began + moment - time.perf_counter()))
+        tasks.append(asyncio.create_task(send(index)))
+    sent = await asyncio.gather(*tasks)
+    for _, writer in idle:
+        writer.close()
+    return list(sent)
+
+
 def request(path: str, host: str, texts: Sequence[str], **fields: str) -> bytes:
     """``fields`` beside the texts."""
     body = json.dumps({"input": list(texts), "model": "benchmark", **fields}).encode()

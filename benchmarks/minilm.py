@@ -2,6 +2,8 @@
 
 import importlib.util
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 WORDS = [
@@ -71,8 +73,21 @@ def checkpoint() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+def compile_bundle(folder: Path) -> Path:
+    """A bundle of it for the CPU, at ``folder``."""
+    command = [sys.executable, "-m", "bei.compiler.cli", "--repo", str(checkpoint()), "--out", str(folder)]
+    subprocess.run([*command, "--target", "onnxruntime-cpu"], check=True)
+    return folder
+
+
 def lognormal_texts(count: int, *, seed: int = 0) -> list[str]:
     """Texts whose lengths in words are lognormal with a mean of about 62 (67 tokens), at most 250 words."""
     rng = random.Random(seed)
     lengths = [min(250, max(1, round(rng.lognormvariate(3.85, 0.75)))) for _ in range(count)]
     return [" ".join(rng.choice(WORDS) for _ in range(length)) for length in lengths]
+
+
+def short_texts(count: int, *, seed: int = 0) -> list[str]:
+    """Texts of 3 to 12 words, 10 tokens on average."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choice(WORDS) for _ in range(rng.randint(3, 12))) for _ in range(count)]

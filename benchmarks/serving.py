@@ -27,7 +27,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import numpy as np
 from benchmarks import load
-from benchmarks.minilm import checkpoint, lognormal_texts
+from benchmarks.minilm import checkpoint, compile_bundle, lognormal_texts
 from benchmarks.record import save, spread
 
 import bei
@@ -149,17 +149,7 @@ def main() -> None:
     alone: list[float] = []
     alone_one: list[list[float]] = []
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        bundle = Path(temporary) / "minilm.bundle"
-        compiler = [
-            sys.executable,
-            "-m",
-            "bei.compiler.cli",
-            "--repo",
-            str(checkpoint()),
-            "--out",
-            str(bundle),
-        ]
-        subprocess.run([*compiler, "--target", "onnxruntime-cpu"], check=True)
+        bundle = compile_bundle(Path(temporary) / "minilm.bundle")
         servers = [
             stack.enter_context(running(name, command, route))
             for name, (command, route) in commands(bundle, args.infinity).items()

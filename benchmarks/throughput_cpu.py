@@ -7,8 +7,6 @@
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.minilm import checkpoint, lognormal_texts
+from benchmarks.minilm import checkpoint, compile_bundle, lognormal_texts
 from benchmarks.record import save, spread
 
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)
@@ -51,17 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     texts = lognormal_texts(options.texts)
     with tempfile.TemporaryDirectory() as temporary:
-        bundle = Path(temporary) / "minilm.bundle"
-        command = [
-            sys.executable,
-            "-m",
-            "bei.compiler.cli",
-            "--repo",
-            str(checkpoint()),
-            "--out",
-            str(bundle),
-        ]
-        subprocess.run([*command, "--target", "onnxruntime-cpu"], check=True)
+        bundle = compile_bundle(Path(temporary) / "minilm.bundle")
         runs = variants(bundle, texts)
         vectors = {name: run() for name, run in runs.items()}
         seconds: dict[str, list[float]] = {name: [] for name in runs}
