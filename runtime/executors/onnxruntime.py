@@ -11,7 +11,7 @@ from bei.errors import EngineError
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.cpu import usable_cpus
 from bei.runtime.executor import Output, Row
-from bei.runtime.executors.onnxruntime_session import SessionExecutor
+from bei.runtime.executors.onnxruntime_session import SessionExecutor, wrong_layout
 from bei.runtime.packing import Array, pad
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class OnnxRuntimeExecutor(SessionExecutor):
 
 def available(record: EngineRecord) -> str | None:
     """None when this machine can run the engine, else the reason."""
-    if record.layout != "padded":
-        return f"the {record.layout} layout is not supported on onnxruntime"
+    if (reason := wrong_layout(record)) is not None:
+        return reason
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install onnxruntime)"
     return None

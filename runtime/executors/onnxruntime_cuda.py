@@ -13,7 +13,7 @@ from bei.gpu import gpus
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.cuda.failure import failure
 from bei.runtime.executor import Output, Row
-from bei.runtime.executors.onnxruntime_session import SessionExecutor
+from bei.runtime.executors.onnxruntime_session import SessionExecutor, wrong_layout
 from bei.runtime.packing import Array, pad
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def _reason(error: Exception) -> str:
 
 def available(record: EngineRecord) -> str | None:
     """None when this machine can run the engine, else the reason."""
-    if record.layout != "padded":
-        return f"the {record.layout} layout is not supported on onnxruntime"
+    if (reason := wrong_layout(record)) is not None:
+        return reason
     found = gpus()
     if isinstance(found, str):
         return found

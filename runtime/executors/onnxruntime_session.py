@@ -55,3 +55,10 @@ class SessionExecutor(ABC):
 
     def _failure(self, error: Exception) -> EngineError:
         return EngineError(f"{self.target}: onnxruntime failed: {error}")
+
+
+def wrong_layout(record: EngineRecord) -> str | None:
+    """Why ONNX Runtime cannot run an engine's layout, None when it can."""
+    return (
+        None if record.layout == "padded" else f"the {record.layout} layout is not supported on onnxruntime"
+    )
