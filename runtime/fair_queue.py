@@ -4,8 +4,7 @@ Requests share the engine by tokens (weighted fair queueing; Demers, Keshav and 
 tokens served divided by the requests waiting, and what has the lowest finish tag goes next, the virtual time at which it
 would be done if all requests were served side by side. A request is tagged in turns of `TURN` tokens. So a single query
 that comes after a bulk request of thousands goes with the next batch or two, bulk requests share the engine, none waits
-for ever; and requests of a usual size are done one after the other: none of them later than side by side, most much
-sooner, and their clients come back one by one instead of all at once to an engine that had to wait for them.
+for ever; and requests of a usual size are done one after the other, none of them later than side by side and most sooner.
 
 A batch is the row with the lowest tag and rows of similar length: rows wait in one heap per length class, and the
 classes nearest to the first row's are asked in turn until the budget is used or padding would waste too much.
