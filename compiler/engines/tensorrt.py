@@ -98,8 +98,8 @@ def build(graph: bytes, weights: Mapping[str, Weight], options: TensorRtOptions,
     started = time.perf_counter()
     retried = False
     try:
+        memory = weight_memory(options.target.name, graph, weights, out.parent)
         with giving_back(), _interruptible() as interrupted:
-            memory = weight_memory(options.target.name, graph, weights, out.parent)
             try:
                 log = _compile(trt, row, memory, facts, options, out, interrupted)
             except NoFusedKernel:

@@ -37,8 +37,10 @@ cd "$(dirname "$0")"
 README = """\
 # {name} for {tool}
 
-`{plan}` is the plan of {target}, built by {version}. {reader} `./run.sh` runs each of its profiles at its largest batch on
-the inputs beside it; arguments go to the tool, such as `./run.sh --warmUp=500 --dumpOutput`.
+`{plan}` is the plan of {target}, built by {version}. {reader}
+
+`./run.sh` runs each profile at its largest batch, on the inputs beside it; arguments go to the tool, such as
+`./run.sh --warmUp=500 --dumpOutput`.
 
 {profiles}
 
