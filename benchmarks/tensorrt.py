@@ -198,6 +198,9 @@ def saved() -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare plans with those of the plain export.")
     parser.add_argument("--only", default="*", metavar="GLOB", help=f"models: {', '.join(MODELS)}")
+    parser.add_argument(
+        "--note", default="", help="circumstances to put into the title, such as a loaded machine"
+    )
     parser.add_argument("--export", nargs=2, metavar=("DIR", "FILE"), help="one export; prints JSON")
     parser.add_argument(
         "--build", nargs=4, metavar=("SOURCE", "FORM", "SM", "DIR"), help="one build; prints JSON"
@@ -214,12 +217,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EngineError as error:
             print(json.dumps({"error": str(error)[:300]}))
         return 0
+    title, order = f"{WHAT}; {args.note}" if args.note else WHAT, list(MODELS)
     for name, repo in MODELS.items():
         if fnmatch.fnmatchcase(name, args.only):
             fresh = list(model_rows(name, repo))
             kept = [row for row in saved() if row["model"] != name]
-            order = list(MODELS)
-            save(NAME, WHAT, sorted([*kept, *fresh], key=lambda row: order.index(row["model"])))
+            save(NAME, title, sorted([*kept, *fresh], key=lambda row: order.index(row["model"])))
     return 0
 
 
