@@ -35,7 +35,7 @@ FLAGS = {
     ),
     "bei-plan": (
         plan_parser,
-        """--allow-unverified --curves --device --help --json --length-distribution --max-batch-tokens --measure --p99 --price
+        """--allow-unverified --curves --device --help --host-cores --json --length-distribution --max-batch-tokens --measure --p99 --price
         --prices --rate --seed --spare --target --texts-per-request --threads""",
     ),
     "bei-serve": (

@@ -71,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
         help="a token budget to try; may be repeated (default: several)",
     )
     devices.add_argument(
+        "--host-cores",
+        type=_whole(1),
+        metavar="N",
+        help="CPU cores beside a GPU (default: as many as the machine that was measured has)",
+    )
+    devices.add_argument(
         "--price",
         action="append",
         default=[],
@@ -190,6 +196,8 @@ def _plan(
             raise InputError(
                 f"{curve.device}: nothing says what tokenizer and server take. Run bei-plan --measure there."
             )
+        if args.host_cores is not None and curve.kind == "cuda":
+            host = msgspec.structs.replace(host, cores=args.host_cores)
         record = next((one for one in manifest.engines if one.target == curve.target), None)
         models = [
             ReplicaModel(curve=curve, host=host, budget=one)

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -107,18 +108,20 @@ class Times:
 class _Lines:
     """Points with the same number of calls in flight: for each length, ascending, time against tokens.
 
-    A length lacks batches smaller than one text of it; those of the length before stand in, so that a text between two
-    lengths is found between one text of either.
+    A length lacks batches smaller than one text of it; those of the lengths before stand in, so that a text between two
+    lengths is found between one text of either. Where larger ones were not measured, those of the lengths after do.
     """
 
     def __init__(self, points: Sequence[Point]) -> None:
         self._lengths = sorted({point.length for point in points})
-        self._of: list[list[tuple[int, float]]] = []
-        before: list[tuple[int, float]] = []
-        for length in self._lengths:
-            own = sorted((point.tokens, point.seconds) for point in points if point.length == length)
-            before = [one for one in before if one[0] < own[0][0]] + own
-            self._of.append(before)
+        self._of = [
+            sorted((point.tokens, point.seconds) for point in points if point.length == length)
+            for length in self._lengths
+        ]
+        for shorter, line in pairwise(self._of):
+            line[:0] = [one for one in shorter if one[0] < line[0][0]]
+        for longer, line in pairwise(reversed(self._of)):
+            line += [one for one in longer if one[0] > line[-1][0]]
 
     def seconds(self, tokens: int, length: float) -> float:
         above = bisect_left(self._lengths, length)

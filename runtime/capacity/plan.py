@@ -131,6 +131,10 @@ def _advice(answer: Answer, promise: Promise, in_bundle: bool) -> list[str]:
             f"The server's event loop is full, not the engine: a request costs it {1e3 * model.host.request:.2f} ms and "
             f"each text {1e3 * model.host.text:.3f} ms. Put more texts into a request, or run several servers on a device."
         )
+    elif answer.bound == "host":
+        said.append(
+            f"The {model.host.cores} cores of the host are full, not the engine: give a replica more of them (--host-cores)."
+        )
     elif answer.bound == "tokenizer":
         said.append("The tokenizer's threads are full, not the engine: run several servers on a device.")
     else:

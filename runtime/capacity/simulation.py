@@ -30,7 +30,8 @@ MAX_QUEUE_TOKENS = 1 << 20
 WARM_UP = 0.1
 """Share of the requests, the first ones, that no figure counts: they find an empty replica."""
 
-Part = Literal["engine", "event loop", "tokenizer"]
+Part = Literal["engine", "event loop", "tokenizer", "host"]
+"""The host is all cores together, where the engine does not compute on them."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -105,7 +106,7 @@ class Replica:
 
     def __init__(self, loop: VirtualLoop, model: ReplicaModel) -> None:
         self._loop = loop
-        self._host = model.host
+        self.model = model
         self.cores = Cores(
             loop, cores=model.host.cores, engine_threads=model.curve.threads if model.on_cpu else 0
         )
@@ -123,8 +124,8 @@ class Replica:
     async def answer(self, lengths: Sequence[int]) -> float:
         """One request's latency. Raises Overloaded."""
         began = self._loop.time()
-        await asyncio.sleep(self._host.idle)
-        cost = self._host.request + self._host.text * len(lengths)
+        await asyncio.sleep(self.model.host.idle)
+        cost = self.model.host.request + self.model.host.text * len(lengths)
         await self._in_event_loop(cost / 2)  # reading it; the rest is writing the answer
         with self.scheduler.reserve(sum(lengths)):
             await self._tokenize(lengths)
@@ -138,7 +139,7 @@ class Replica:
         self.loop_seconds += seconds
 
     async def _tokenize(self, lengths: Sequence[int]) -> None:
-        seconds = self._host.tokenize_text * len(lengths) + self._host.tokenize_token * sum(lengths)
+        seconds = self.model.host.tokenize_text * len(lengths) + self.model.host.tokenize_token * sum(lengths)
         async with self._tokenizers:
             await self.cores.thread(seconds)
         self.tokenizer_seconds += seconds
@@ -224,6 +225,14 @@ def _run(model: ReplicaModel, log: Log, send: Callable[[Replica, Log], Awaitable
 
 def _seen(replica: Replica, log: Log, texts: int) -> Seen:
     now, counts = asyncio.get_running_loop().time(), replica.scheduler.counts
+    busy: dict[Part, float] = {
+        "engine": replica.cores.engine_busy / now,
+        "event loop": replica.loop_seconds / now,
+        "tokenizer": replica.tokenizer_seconds / now / TOKENIZER_THREADS,
+    }
+    if not replica.model.on_cpu:
+        host_seconds = replica.loop_seconds + replica.tokenizer_seconds
+        busy["host"] = host_seconds / now / replica.model.host.cores
     return Seen(
         latencies=log.latencies,
         seconds=now,
@@ -231,11 +240,7 @@ def _seen(replica: Replica, log: Log, texts: int) -> Seen:
         batches=counts.batches,
         batch_tokens=counts.slots,
         gave_up=log.hopeless.is_set(),
-        busy={
-            "engine": replica.cores.engine_busy / now,
-            "event loop": replica.loop_seconds / now,
-            "tokenizer": replica.tokenizer_seconds / now / TOKENIZER_THREADS,
-        },
+        busy=busy,
     )
 
 

@@ -102,6 +102,12 @@ def test_prices_are_the_users(run: Run, bundle: Path, curves: Path, tmp_path: Pa
     assert not any(one["price_assumed"] for one in plan["options"])
 
 
+def test_the_host_beside_a_gpu_is_as_large_as_the_user_says(run: Run, bundle: Path, curves: Path) -> None:
+    few, many = (answer(run, bundle, *LOAD, "--device", "H200", "--host-cores", n) for n in ("1", "16"))
+    assert "1 cores" in few["options"][0]["host"] and "16 cores" in many["options"][0]["host"]
+    assert few["options"][0]["busy"]["host"] > many["options"][0]["busy"]["host"]
+
+
 def test_a_promise_that_cannot_be_kept(run: Run, bundle: Path, curves: Path) -> None:
     hopeless = [*LOAD[:-1], "0.5", "--device", "cpu"]
     code, out, err = run(bundle, *hopeless)

@@ -48,6 +48,10 @@ def test_three_measured_sizes_of_a_packed_engine_make_a_curve() -> None:
     assert times.seconds([32])[0] == pytest.approx(0.0004)
     assert times.seconds([128] * 128)[0] == pytest.approx(0.007)
     assert times.seconds([5])[0] == pytest.approx(0.0004)
+    assert times.seconds([32] * 32)[0] == pytest.approx(
+        0.0004 + 0.0066 * (1024 - 32) / (16384 - 32), rel=0.01
+    )
+    assert times.seconds([60] * 16)[0] < 0.001
     assert 0.0004 < times.seconds([128] * 8)[0] < 0.001
     assert times.seconds([512])[0] < times.seconds([512] * 4)[0]
 

@@ -59,8 +59,8 @@ def test_the_budget_that_needs_fewest_wins() -> None:
     assert answer.replicas < alone.replicas
 
 
-def host(**changes: float) -> HostCosts:
-    return msgspec.structs.replace(FREE, cores=8, **changes)
+def host(cores: int = 8, **changes: float) -> HostCosts:
+    return msgspec.structs.replace(FREE, cores=cores, **changes)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,14 @@ def host(**changes: float) -> HostCosts:
         (replica(engine(constant(0.005)), max_rows=1), 1.0, "engine"),
         (replica(engine(constant(1e-5)), host=host(request=0.004)), 1.0, "event loop"),
         (replica(engine(constant(1e-5)), host=host(tokenize_text=0.008)), 1.0, "tokenizer"),
+        (
+            replica(engine(constant(1e-5)), host=host(cores=1, request=0.003, tokenize_text=0.003)),
+            1.0,
+            "host",
+        ),
         (replica(engine(constant(0.01)), max_rows=1), 0.03, "latency"),
     ],
-    ids=["engine", "event loop", "tokenizer", "latency"],
+    ids=["engine", "event loop", "tokenizer", "host", "latency"],
 )
 def test_what_bounds_a_replica(model: ReplicaModel, p99: float, bound: str) -> None:
     assert best([model], promise(1000, p99)).bound == bound
