@@ -134,7 +134,6 @@ def test_the_answer_is_openais(http: httpx.Client) -> None:
     assert list(answer.json()) == ["object", "data", "model", "usage"]
     assert answer.json()["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
     np.testing.assert_allclose(vectors(answer)[0], expected(ids("hello")), atol=1e-6)
-    assert np.array(vectors(answer), np.float32).tolist() == vectors(answer)  # exact, not rounded
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/sync/v1/embeddings"])
