@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bei.manifest import EngineRecord, Limits, Profile
+from bei.manifest import Device, EngineRecord, Layout, Limits, Profile
 
 CPU_BATCH_TOKENS = 128
 """Budget of one call of a CPU engine: its caches, not its cores, decide. Measured on MiniLM fp32 (onnxruntime 1.32, two
@@ -54,14 +54,24 @@ class Budget:
 
 def budget_for(record: EngineRecord, limits: Limits, max_tokens: int | None = None) -> Budget:
     """The engine's budget within the bundle's limits; ``max_tokens`` overrides the measured default."""
-    cpu = record.device == "cpu"
-    default = CPU_BATCH_TOKENS if cpu else limits.max_batch_tokens
+    return budget_of(record.device, record.layout, limits, max_tokens, record.profiles)
+
+
+def budget_of(
+    device: Device,
+    layout: Layout,
+    limits: Limits,
+    max_tokens: int | None = None,
+    profiles: tuple[Profile, ...] = (),
+) -> Budget:
+    """The same for an engine that need not be there."""
+    default = CPU_BATCH_TOKENS if device == "cpu" else limits.max_batch_tokens
     return Budget(
         max_tokens=min(max_tokens or default, limits.max_batch_tokens),
         max_rows=limits.max_batch,
-        padded=record.layout == "padded",
-        max_waste=CPU_WASTE if cpu else GPU_WASTE,
-        profiles=record.profiles,
+        padded=layout == "padded",
+        max_waste=CPU_WASTE if device == "cpu" else GPU_WASTE,
+        profiles=profiles,
     )
 
 

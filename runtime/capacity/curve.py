@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
+
+from bei.manifest import Device, Layout
 
 SHAPE = ("dim", "heads", "kv_heads", "head_dim", "ffn", "act", "gated", "bias")
 """What an encoder's time depends on, beside its layers."""
@@ -36,8 +38,8 @@ class EngineCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     model: str
     shape: dict[str, Any]
     target: str
-    kind: Literal["cpu", "cuda"]
-    layout: Literal["padded", "packed"]
+    kind: Device
+    layout: Layout
     threads: int
     concurrency: int
     source: str

@@ -72,7 +72,7 @@ def option(
         card=curve.card,
         target=curve.target,
         curve=curve.source,
-        host=f"{answer.model.host.device}, {answer.model.host.cores} cores; {answer.model.host.source}",
+        host=f"{answer.model.host.device}, {_cores(answer.model.host.cores)}; {answer.model.host.source}",
         in_bundle=in_bundle,
         replicas=replicas,
         spare=spare,
@@ -158,3 +158,7 @@ def _impossible(answer: Answer, promise: Promise) -> str:
 
 def _milliseconds(seconds: float) -> float:
     return round(1e3 * seconds, 3)
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count} cores"

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from bei.manifest import EngineRecord, Limits
-from bei.runtime.batching import CPU_WASTE, GPU_WASTE, Budget
+from bei.runtime.batching import Budget, budget_of
 from bei.runtime.capacity.curve import EngineCurve
 from bei.runtime.capacity.simulation import Part, ReplicaModel, Seen, simulate, simulate_clients
 from bei.runtime.capacity.traffic import Traffic
@@ -76,14 +76,9 @@ def budgets(curve: EngineCurve, limits: Limits, record: EngineRecord | None) -> 
 
 
 def budget(curve: EngineCurve, limits: Limits, record: EngineRecord | None, tokens: int) -> Budget:
-    """As the runtime would make it."""
-    return Budget(
-        max_tokens=tokens,
-        max_rows=limits.max_batch,
-        padded=curve.layout == "padded",
-        max_waste=CPU_WASTE if curve.kind == "cpu" else GPU_WASTE,
-        profiles=() if record is None else record.profiles,
-    )
+    """As the runtime would make it; ``record`` None where the bundle has no such engine yet."""
+    profiles = () if record is None else record.profiles
+    return budget_of(curve.kind, curve.layout, limits, tokens, profiles)
 
 
 def best(models: Sequence[ReplicaModel], promise: Promise, advance: Advance = lambda what: None) -> Answer:
@@ -100,9 +95,13 @@ def best(models: Sequence[ReplicaModel], promise: Promise, advance: Advance = la
             count = found
     if count is None:
         return Answer(model=models[0], replicas=None, seen=None, alone=alone)
-    chosen = min(winners, key=lambda one: one.p99(count))
-    while (seen := chosen.confirmed(count)).quantile(0.99) > promise.p99:
-        count += max(1, count // 100)  # the longer run decides; it seldom asks for more
+    least = count
+    chosen = min(winners, key=lambda one: one.p99(least))
+    more = 1
+    while (seen := chosen.confirmed(count)).quantile(0.99) > promise.p99:  # seldom: the trials were kinder
+        count, more = count + more, 2 * more
+        if count > MAX_REPLICAS:
+            return Answer(model=chosen.model, replicas=None, seen=None, alone=chosen.alone)
     return Answer(model=chosen.model, replicas=count, seen=seen, alone=chosen.alone)
 
 

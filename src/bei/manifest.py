@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 Task = Literal["embed", "embed-tokens", "classify", "rerank", "token-classify"]
+Device = Literal["cpu", "cuda"]
+Layout = Literal["padded", "packed"]
 EngineStatus = Literal["executed", "built, not executed"]
 Verdict = Literal["passed", "failed", "not run"]
 
@@ -112,8 +114,8 @@ class EngineRecord(_Data, frozen=True, kw_only=True):
 
     target: str
     backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "cuda"]
-    device: Literal["cpu", "cuda"]
-    layout: Literal["padded", "packed"]
+    device: Device
+    layout: Layout
     precision: str
     path: str
     inputs: tuple[str, ...]

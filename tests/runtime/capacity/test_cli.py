@@ -104,7 +104,7 @@ def test_prices_are_the_users(run: Run, bundle: Path, curves: Path, tmp_path: Pa
 
 def test_the_host_beside_a_gpu_is_as_large_as_the_user_says(run: Run, bundle: Path, curves: Path) -> None:
     few, many = (answer(run, bundle, *LOAD, "--device", "H200", "--host-cores", n) for n in ("1", "16"))
-    assert "1 cores" in few["options"][0]["host"] and "16 cores" in many["options"][0]["host"]
+    assert "1 core;" in few["options"][0]["host"] and "16 cores" in many["options"][0]["host"]
     assert few["options"][0]["busy"]["host"] > many["options"][0]["busy"]["host"]
 
 

@@ -20,6 +20,7 @@ from bei.runtime.capacity.traffic import Arrival, Lognormal, Traffic, Uniform
 from bei.runtime.capacity.virtual_time import VirtualLoop
 from bei.runtime.executor import Output, Row
 from bei.runtime.scheduler import Scheduler
+from bei.runtime.serve import Options
 
 ONE = Uniform(1, 1)
 HOST = msgspec.structs.replace(
@@ -136,6 +137,10 @@ def test_clients_that_wait_for_their_answers() -> None:
     assert one.latencies == pytest.approx(np.full(400, service))
     assert four.texts_per_second == pytest.approx(1 / service, rel=0.02)
     assert four.quantile(0.5) == pytest.approx(4 * service, rel=0.02)
+
+
+def test_the_queue_is_as_long_as_the_servers() -> None:
+    assert Options().max_queue_tokens == simulation.MAX_QUEUE_TOKENS
 
 
 def test_overload_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
