@@ -78,7 +78,6 @@ def _tools(targets: Sequence[Target], certified: bool) -> dict[str, str]:
         names += OF_CUDA
     found = {
         "bei": f"{bei.__version__}+{code_digest(Path(bei.__file__).parent)[:16]}",
-        "python": platform.python_version(),
     }
     found |= {name: number for name in names if (number := _installed(name)) is not None}
     libraries = {BACKENDS[t.backend] for t in targets if t.backend in ("tensorrt", "tensorrt-rtx")}

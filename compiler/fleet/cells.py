@@ -10,12 +10,13 @@ from typing import Any, Literal
 import msgspec
 
 from bei.adapters.registry import adapter_for
+from bei.cards import card
 from bei.compiler.build import BuildOptions
 from bei.compiler.cache.cache import build, open_cache
 from bei.compiler.cache.request import Request, request_of
 from bei.compiler.engines.portability import NOT_PORTABLE
 from bei.compiler.planning.show import surprises
-from bei.compiler.target import parse_target
+from bei.compiler.target import Target
 from bei.compiler.zoo.sources import Weights, stand_in
 from bei.compiler.zoo.zoo import ZooEntry, check_adapter
 from bei.errors import BeiError, BundleError, InputError
@@ -84,6 +85,13 @@ class CellTask(msgspec.Struct, frozen=True, kw_only=True, tag="compile"):
         )
 
 
+def options_for(target: Target, build: BuildOptions) -> BuildOptions:
+    """Of a fleet's options, those that are about the target: portability is TensorRT's, a card is for what runs on it."""
+    portability = build.portability if target.backend == "tensorrt" else NOT_PORTABLE
+    on_card = build.card is not None and card(build.card).sm in portability.runs_on(target).sms
+    return replace(build, portability=portability, card=build.card if on_card else None)
+
+
 def compile_cell(task: CellTask) -> Cell:
     """Find it done, in the cache, or build it. An error is its reason; never raises BeiError."""
     started = time.perf_counter()
@@ -136,8 +144,6 @@ def _request(task: CellTask) -> Request:
     bundle = out / task.bundle
     bundle.parent.mkdir(parents=True, exist_ok=True)
     options = replace(task.options, repo=folder, out=bundle, targets=(task.target,), offline=True)
-    if parse_target(task.target).backend != "tensorrt":
-        options = replace(options, portability=NOT_PORTABLE)
     request = request_of(options, certified=task.certified)
     check_adapter(task.entry, adapter_for(request.checkpoint.config).name)
     return request

@@ -13,12 +13,14 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from bei.cards import card
 from bei.compiler.build import BuildOptions, targets_of
 from bei.compiler.cache.cache import open_cache
 from bei.compiler.engines.build import check_buildable
-from bei.compiler.fleet.cells import Cell, Outcome
+from bei.compiler.fleet.cells import Cell, Outcome, options_for
 from bei.compiler.fleet.machines import check_workers, machine_for
 from bei.compiler.fleet.run import Fleet, FleetOptions, compile_fleet
+from bei.compiler.planning.gate import check_card
 from bei.errors import InputError
 from bei.runtime.cpu import usable_cpus
 
@@ -57,12 +59,15 @@ def _options(args: argparse.Namespace, build: BuildOptions) -> FleetOptions:
     given = [f"--{name.replace('_', '-')}" for name in without if getattr(args, name)]
     if given:
         raise InputError(f"bei-compile: {', '.join(given)}: about one model. Leave it out with --zoo.")
+    targets = targets_of(replace(build, targets=tuple(dict.fromkeys(build.targets))))
+    if build.card is not None and all(options_for(target, build).card is None for target in targets):
+        check_card((), card(build.card))
     if build.calibration is not None:
         build = replace(build, calibration=build.calibration.absolute())
     return FleetOptions(
         zoo=args.zoo,
         only=args.only or "*",
-        targets=targets_of(replace(build, targets=tuple(dict.fromkeys(build.targets)))),
+        targets=targets,
         out=args.out or Path(f"{args.zoo.stem}.bundles"),
         build=build,
         weights_dir=args.weights,

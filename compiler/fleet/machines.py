@@ -11,6 +11,9 @@ from bei.compiler.fleet.work import Answer, Machine, Work
 from bei.compiler.planning.gate import free_memory
 from bei.errors import InputError
 
+SHARE = 0.9
+"""Of the free memory; the rest makes up for what plans do not foresee."""
+
 
 class Here:
     """This very process, one unit after the other."""
@@ -26,7 +29,8 @@ def machine_for(*, workers: int, ray: str | None, fresh: bool) -> Machine:
     machine knows). ``fresh``: a new process for every unit of work."""
     if ray is not None:
         return RayTasks(address=ray or None, fresh=fresh)
-    return Pool(workers=workers, memory=free_memory(), fresh=fresh)
+    free = free_memory()
+    return Pool(workers=workers, memory=None if free is None else int(SHARE * free), fresh=fresh)
 
 
 def check_workers(workers: int | None, ray: str | None) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 import bei
 from bei.compiler.build import BuildOptions, host_memory
-from bei.compiler.fleet.cells import Cell, CellTask
+from bei.compiler.fleet.cells import Cell, CellTask, options_for
 from bei.compiler.fleet.state import holding, read_state, write_state
 from bei.compiler.fleet.work import Answer, Machine, Work, encoded
 from bei.compiler.planning.memory import build_memory
@@ -125,7 +125,7 @@ class _Run:
             folder=None if folder is None else str(folder.absolute()),
             stand_ins=str(out / STAND_INS),
             out=str(out),
-            options=options.build,
+            options=options_for(target, options.build),
             certified=options.certified,
             cache=options.cache,
             earlier=earlier if earlier is not None and earlier.passed else None,

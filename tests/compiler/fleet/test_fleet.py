@@ -16,7 +16,9 @@ import pytest
 import bei
 from bei.compiler.build import BuildOptions
 from bei.compiler.cli import main
+from bei.compiler.engines.portability import Portability
 from bei.compiler.fleet import cli
+from bei.compiler.fleet.cells import options_for
 from bei.compiler.fleet.machines import Here
 from bei.compiler.fleet.run import FleetOptions, compile_fleet
 from bei.compiler.lowering.attention import attention
@@ -180,6 +182,19 @@ def test_a_failed_gate_is_exit_1_and_tried_again(zoo: Zoo, monkeypatch: pytest.M
     assert compile_fleet(options, Here()).cells[0].outcome == "kept"
 
 
+def test_options_reach_only_the_targets_they_are_about() -> None:
+    build = BuildOptions(repo="", card="l4", portability=Portability(hardware="ampere+"))
+    for target, given in (
+        (CPU, (None, "none")),
+        ("tensorrt-rtx-sm89+sm120", ("l4", "none")),
+        ("tensorrt-rtx-sm120", (None, "none")),
+        ("cuda-sm89", ("l4", "none")),
+        ("tensorrt-sm90", ("l4", "ampere+")),
+    ):
+        found = options_for(parse_target(target), build)
+        assert (found.card, found.portability.hardware) == given
+
+
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 6}
 """Long enough in the building to be met there."""
 
@@ -271,6 +286,8 @@ def test_another_folder_from_the_cache(zoo: Zoo) -> None:
         (["--targets", "openvino"], "unknown"),
         (["--target", "tensorrt-sm90"], "cannot be built here"),
         (["--cache", "s4://x"], "cannot be reached"),
+        (["--card", "L4", "--target", "onnxruntime-cpu"], "none of the targets runs on SM89"),
+        (["--version-compatible", "--target", "onnxruntime-cpu"], "compatibility are TensorRT's"),
     ],
 )
 def test_flags_that_do_not_fit(

@@ -1,4 +1,4 @@
-"""The same matrix as tasks on a local Ray cluster of two nodes, one of which has a GPU by name."""
+"""The same matrix as tasks on a local Ray cluster, one of whose nodes has a GPU by name."""
 
 import json
 import os
@@ -26,10 +26,12 @@ MEMORY = 8 << 30
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A head and one more node, one CPU each."""
-    node = {"num_cpus": 1, "memory": MEMORY, "object_store_memory": OBJECTS}
-    found = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    found.add_node(**node, num_gpus=1, labels={"ray.io/accelerator-type": "H100"})
+    """A head that has no memory for builds, and two nodes that have, one CPU each."""
+    node = {"num_cpus": 1, "object_store_memory": OBJECTS}
+    head = {**node, "memory": 1, "include_dashboard": False}
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    found.add_node(**node, memory=MEMORY, num_gpus=1, labels={"ray.io/accelerator-type": "H100"})
+    found.add_node(**node, memory=MEMORY)
     try:
         yield found.address
     finally:
@@ -69,14 +71,16 @@ def test_what_needs_a_gpu_goes_where_one_is(zoo: Zoo, address: str) -> None:
     assert cells[2]["reason"].startswith("no node of the cluster has a GPU of SM80")
 
 
-def test_a_process_that_dies_is_tried_again(zoo: Zoo, address: str) -> None:
+@pytest.mark.parametrize("what", ["process", "node"])
+def test_what_dies_is_tried_again(what: str, zoo: Zoo, address: str) -> None:
     zoo.file = write_zoo(zoo.file, SMALL)
     zoo.write(SMALL, config=WIDE)
     killed: list[int] = []
 
     def kill() -> None:
         until(lambda: any(builders(zoo.out)))
-        killed.append(next(builders(zoo.out)))
+        builder = next(builders(zoo.out))
+        killed.append(builder if what == "process" else _parent(builder))
         os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
@@ -85,7 +89,11 @@ def test_a_process_that_dies_is_tried_again(zoo: Zoo, address: str) -> None:
     thread.join()
     assert killed
     assert (code, [cell["outcome"] for cell in cells]) == (0, ["built"])
-    assert not list(zoo.out.glob("*/*/.*"))
+
+
+def _parent(process: int) -> int:
+    """Of a worker: its node's daemon."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_no_cluster(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
