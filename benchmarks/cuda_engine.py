@@ -2,28 +2,31 @@
 
 python -m benchmarks.cuda_engine [--out h200] [--models bert-base …]
 
-Random weights, fp16. Times are medians of CUDA events around a graph replay (bei) or a call (peers, padded). ``tanh``
-is the engine with erf-GELU approximated in the product's epilogue. Needs the extras cuda and parity.
+Random weights, fp16. Times are medians of CUDA events around a graph replay (bei) or a call (peers, padded); "with copies"
+counts the ids' way in and the vectors' way out. ``tanh`` is the engine with erf-GELU approximated in the product's epilogue.
+TFLOP/s count products and attention over real tokens; beside them, the share of what this card's 8192³ product reaches in
+the same run. Needs the extras cuda and parity.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.cubins import build, origin
+from benchmarks.cuda_counts import plan_flops, step_bytes, step_flops
 from benchmarks.cuda_models import SHAPES, Lengths, make, padded, ragged, read, rows_of
 from benchmarks.record import save
 
 from bei.adapters.head import Head, Normalize
-from bei.compiler.engines.cuda import build
 from bei.compiler.lowering.cuda_options import CudaOptions, Gelu
-from bei.cuda_plan import Launch, Plan, Step
+from bei.cuda_plan import ITEMSIZE, Launch, Plan, Step
 from bei.runtime.cuda.batch import Batch
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.cuda.gpu import Gpu
@@ -61,6 +64,23 @@ class Timed:
         _, graph = self.engine.prepare(rows_of(lengths))
         return self.median(partial(self.gpu.replay, graph))
 
+    def copied_ms(self, lengths: Lengths) -> float:
+        """The same with the copies of ids to the device and of vectors back."""
+        engine, rows = self.engine, rows_of(lengths)
+        engine.run(rows)
+        batch, graph = engine.prepare(rows)
+        ids = self.gpu.pinned(batch.data.nbytes)
+        ids[:] = batch.data.view(np.uint8)
+        plan = engine.plan
+        vectors = self.gpu.pinned(len(lengths) * plan.output.stride * ITEMSIZE[plan.output.dtype])
+
+        def work() -> None:
+            self.gpu.upload(engine.input_address, ids)
+            self.gpu.replay(graph)
+            self.gpu.download(vectors, engine.output_address(batch))
+
+        return self.median(work)
+
     def median(self, work: Callable[[], None], repeats: int = 40) -> float:
         """Milliseconds, after five runs to warm up."""
         for _ in range(5):
@@ -93,12 +113,18 @@ class Timed:
         for kind, same in kinds.items():
             graph = self.gpu.capture(partial(self._ten, same[0], batch))
             each = 100 * self.median(partial(self.gpu.replay, graph), 20)
+            flops, moved = (
+                step_flops(same[0], lengths),
+                step_bytes(self.engine.plan, same[0], lengths),
+            )
             lines.append(
                 {
                     "step": kind,
                     "times": len(same),
                     "µs each": round(each, 1),
                     "ms": round(each * len(same) / 1e3, 3),
+                    "TFLOP/s": round(flops / each / 1e6) if flops else "",
+                    "GB/s": round(moved / each / 1e3),
                 }
             )
         return lines
@@ -111,6 +137,11 @@ class Timed:
 def _kind(step: Step) -> str:
     if isinstance(step, Launch):
         window = step.attrs.get("window")
+        if step.op == "linear":
+            x, out = step.operands["x"], step.operands["out"]
+            assert x and out
+            gate = "gated " if step.attrs["gated"] else ""
+            return f"linear {x.width} → {out.width}, {gate}{step.attrs['act']}"
         return step.op + (f", window {window}" if window is not None else "")
     epilogue = "" if step.epilogue == "none" else f" + {step.epilogue}"
     return f"product {step.x.width} → {step.out.width}{epilogue}"
@@ -153,8 +184,25 @@ def cosine_min(engine: Engine, model: Any, lengths: Lengths) -> float:
     return smallest
 
 
+def matmul_rate(n: int = 8192) -> float:
+    """TFLOP/s of an n³ product of random fp16 matrices through PyTorch: what this card gives now."""
+    a, b = (torch.randn(n, n, device="cuda").half() for _ in range(2))
+    clock: Any = torch.cuda.Event
+    times = []
+    for turn in range(25):
+        start, stop = clock(enable_timing=True), clock(enable_timing=True)
+        start.record()
+        a @ b
+        stop.record()
+        stop.synchronize()
+        if turn >= 5:
+            times.append(float(start.elapsed_time(stop)))
+    return 2 * n**3 / statistics.median(times) / 1e9
+
+
 def compare(name: str, folder: Path) -> list[Line]:
     """One line a workload: peers and engines side by side."""
+    ceiling = matmul_rate()
     peer = make(name, folder).half().cuda()
     compiled = torch.compile(peer)
     plain = built(folder)
@@ -175,7 +223,10 @@ def compare(name: str, folder: Path) -> list[Line]:
             line["bei, tanh"] = tanh.device_ms(lengths)
         line["bei, whole call"] = plain.call_ms(lengths)
         line["times faster"] = best / line["bei"]
+        line["bei, with copies"] = plain.copied_ms(lengths)
         line["M tokens/s"] = sum(lengths) / line["bei"] / 1e3
+        line["TFLOP/s"] = plan_flops(plain.engine.plan, lengths) / line["bei"] / 1e9
+        line["of 8192³"] = line["TFLOP/s"] / ceiling
         line |= {key: round(value, 3) for key, value in line.items() if isinstance(value, float)}
         line["cosine min"] = round(cosine_min(plain.engine, peer, lengths), 6)
         lines.append(line)
@@ -185,17 +236,6 @@ def compare(name: str, folder: Path) -> list[Line]:
             timed.engine.close()
     del peer, compiled
     torch.cuda.empty_cache()
-    return lines
-
-
-def scaling(folder: Path, sizes: Sequence[int] = (256, 1024, 4096, 16384, 65536)) -> list[Line]:
-    """Throughput by tokens in a batch, texts of 128."""
-    timed = built(folder)
-    lines = []
-    for tokens in sizes:
-        ms = timed.device_ms([128] * (tokens // 128))
-        lines.append({"tokens": tokens, "ms": round(ms, 3), "M tokens/s": round(tokens / ms / 1e3, 2)})
-    timed.engine.close()
     return lines
 
 
@@ -211,15 +251,12 @@ def main() -> None:
         for name in args.models:
             folder = Path(temporary) / name
             lines += compare(name, folder)
-            save(f"{args.out}/cuda_device", f"Device milliseconds of a batch, fp16, {gpu}", lines)
+            save(f"{args.out}/cuda_device", f"Device milliseconds of a batch, fp16, {gpu}, {origin()}", lines)
             timed = built(folder)
             first = next(iter(WORKLOADS[name].items()))
             steps += [{"model": name, "batch": first[0], **line} for line in timed.steps(first[1])]
             timed.engine.close()
-            save(f"{args.out}/cuda_steps", f"Each step by itself, {gpu}", steps)
-            if name == "bert-base":
-                title = f"BERT-base, texts of 128 tokens, by batch size, {gpu}"
-                save(f"{args.out}/cuda_scaling", title, scaling(folder))
+            save(f"{args.out}/cuda_steps", f"Each step by itself, {gpu}, {origin()}", steps)
 
 
 if __name__ == "__main__":

@@ -1,55 +1,96 @@
-"""Forms of the kernels that compute with the tensor cores, each by itself: compiled side by side, then timed."""
+"""Forms of the kernels, each by itself: compiled side by side in worker processes, then timed ten in a graph.
+
+A form is what a kernel module leaves open: a tile, warps, stages. It is put in the place of the module's own choice.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
+from benchmarks.cubins import SM, function, origin
 from benchmarks.cuda_models import ragged
 from benchmarks.record import save
 
-from bei.compiler.engines.cuda import compile_kernel
 from bei.cuda_plan import Function, Launch, Operand, Product
 from bei.errors import EngineError
-from bei.kernels import activate, attention, linear
-from bei.kernels.launch import Form, KernelLaunch
-from bei.runtime.cuda.batch import work_items
+from bei.kernels import linear
+from bei.kernels.activate import Act
+from bei.kernels.launch import KernelLaunch, Sample, form
 from bei.runtime.cuda.device import Addresses
 from bei.runtime.cuda.gpu import Gpu
 
 Line = dict[str, Any]
-Attend = tuple[int, int, int, int]
-Functions = Mapping[Any, Future[Function | str]]
+Functions = Mapping["Form", "Future[Function | str]"]
 TOKENS = 16384
 UNIFORM, LONG, RAGGED = [128] * 128, [512] * 32, ragged(16005)
 
 
-FORMS = [
-    (128, 128, 8, 3, 0), (128, 128, 4, 3, 0), (128, 256, 8, 3, 0),
-    (128, 128, 8, 2, 2), (128, 128, 8, 4, 1), (128, 128, 4, 3, 1), (64, 128, 4, 3, 2), (128, 256, 8, 3, 1),
-    (256, 128, 8, 3, 1),
-]  # fmt: skip
-"""Of the linear kernel: rows, columns (both halves of a gate), warps, stages, programs a multiprocessor (0: no TMA)."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Answers every question with ``value``: stands in for a module's ``tile``; a lambda could not reach a worker."""
+
+    value: Any
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.value
 
 
-def tiles(gated: bool) -> dict[str, linear.Tile]:
-    """By name."""
-    made = {}
-    for rows, columns, warps, stages, programs in FORMS:
-        width = columns // 2 if gated else columns
-        name = f"{rows}×{width}×64, {warps} warps, {stages} stages" + (
-            f", TMA {programs}" if programs else ""
-        )
-        made[name] = linear.Tile(
-            rows=rows, columns=width, features=64, warps=warps, stages=stages, programs=programs
-        )
-    return made
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Form:
+    """One form of one kernel on one shape: ``shape`` as the module's `make_inputs` takes it, ``inside`` what replaces names
+    of the module; ``flops`` it computes."""
+
+    subject: str
+    name: str
+    kernel: str
+    shape: Mapping[str, Any]
+    inside: Mapping[str, Any] = field(default_factory=dict)
+    flops: float = 0.0
+
+    @contextmanager
+    def put_in(self) -> Iterator[Any]:
+        """The kernel's module with this form in it."""
+        module = import_module(f"bei.kernels.{self.kernel}")
+        with ExitStack() as stack:
+            for name, value in self.inside.items():
+                stack.enter_context(patch.object(module, name, value))
+            yield module
+
+    def sample(self, device: str) -> Sample:
+        """Operands in fp16; on the device "meta" they have no values."""
+        with self.put_in() as module:
+            made: Sample = module.make_inputs(self.shape, device=device, dtype=torch.float16, sm=SM)
+        keep = self.shape.get("keep")
+        if keep is None:
+            return made
+        operands = {name: _kept(name, x, keep) for name, x in made.operands.items()}
+        return Sample(operands=operands, writes=made.writes, sizes=made.sizes, attrs=made.attrs)
+
+    def launch(self, sample: Sample) -> KernelLaunch:
+        """As the module plans it, in this form."""
+        forms = {name: form(tensor) for name, tensor in sample.operands.items()}
+        with self.put_in() as module:
+            planned: KernelLaunch = module.plan(forms, sm=SM, **sample.attrs)
+        return planned
+
+
+def _kept(name: str, x: "torch.Tensor | None", keep: Mapping[str, torch.dtype]) -> "torch.Tensor | None":
+    """`add_norm` as an engine calls it: the operands in ``keep`` in the type given there, weight and bias as they are."""
+    if x is None or name in ("weight", "bias"):
+        return x
+    return x.to(keep[name]) if name in keep else None
+
+
+# --- the forms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,25 +100,18 @@ class Up:
     name: str
     dim: int
     ffn: int
-    act: activate.Act
+    act: Act
     gated: bool
 
     @property
     def wide(self) -> int:
         return self.ffn * (1 + self.gated)
 
-    def forms(self) -> dict[str, Form | None]:
-        """Of `linear`'s operands."""
-        f16 = partial(_form, "f16")
-        weight, bias = f16(self.dim), None if self.gated else f16(self.wide)
+    @property
+    def shape(self) -> dict[str, Any]:
         return {
-            "x": f16(self.dim),
-            "weight": weight,
-            "bias": bias,
-            "order": None,
-            "groups": None,
-            "out": f16(self.ffn),
-        }
+            "R": TOKENS, "K": self.dim, "N": self.ffn, "act": self.act, "gated": self.gated, "bias": not self.gated,
+        }  # fmt: skip
 
 
 UPS = (
@@ -86,52 +120,107 @@ UPS = (
     Up(name="bert-large", dim=1024, ffn=4096, act="gelu", gated=False),
     Up(name="nomic-v1.5", dim=768, ffn=3072, act="silu", gated=True),
     Up(name="modernbert-base", dim=768, ffn=1152, act="gelu", gated=True),
+    Up(name="qwen3-0.6b", dim=1024, ffn=3072, act="silu", gated=True),
+    Up(name="embeddinggemma", dim=768, ffn=1152, act="gelu_tanh", gated=True),
 )
-ATTENTION = [
-    (64, 64, 4, 3), (64, 64, 4, 2), (64, 128, 4, 2), (64, 32, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2),
-    (128, 128, 8, 2), (128, 128, 4, 2), (128, 32, 4, 3),
-]  # fmt: skip
-"""Queries, keys, warps, stages; the first is what head_dim 64 uses, (64, 32, 4, 3) head_dim 32."""
+LINEAR = [(128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 4, 3), (256, 128, 8, 3)]
+"""Rows, columns (both halves of a gate), warps, stages."""
+FEW = [(32, 32, 128, 4, 4), (64, 64, 64, 4, 5), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3)]
+"""For small batches: rows, columns, features, warps, stages."""
+HEADS: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
+    "heads of 64, 128 × 128": ({"heads": 12, "head_dim": 64}, UNIFORM),
+    "heads of 64, ragged 16 k": ({"heads": 12, "head_dim": 64}, RAGGED),
+    "heads of 64, 32 × 512": ({"heads": 12, "head_dim": 64}, LONG),
+    "heads of 64, window 64, 32 × 512": ({"heads": 12, "head_dim": 64, "window": 64}, LONG),
+    "heads of 32, 128 × 128": ({"heads": 12, "head_dim": 32}, UNIFORM),
+    "heads of 128, 16 : 8, causal, 32 × 512": ({"heads": 16, "kv_heads": 8, "head_dim": 128, "causal": True}, LONG),
+    "heads of 256, 3 : 1, 32 × 512": ({"heads": 3, "kv_heads": 1, "head_dim": 256}, LONG),
+}  # fmt: skip
+NARROW = [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 3)]
+WIDE = [(64, 32, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2)]
+"""Queries, keys, warps, stages; for heads to 64 and for wider ones."""
+ROTATED: dict[str, dict[str, Any]] = {
+    "12 : 12 heads of 64": {"N": 12, "K": 12, "H": 64, "P": 64},
+    "16 : 8 heads of 128, normed": {"N": 16, "K": 8, "H": 128, "P": 128, "kind": "rms"},
+    "3 : 1 heads of 256, normed": {"N": 3, "K": 1, "H": 256, "P": 256, "kind": "rms"},
+}
+ROPE = [(4, 8), (2, 16), (4, 16), (12, 4)]
+"""Heads and tokens of a program."""
+F16, F32 = torch.float16, torch.float32
+NORMS: dict[str, tuple[int, Mapping[str, torch.dtype]]] = {
+    "768, after": (768, {"x": F16, "a": F16, "half": F16}),
+    "384, after": (384, {"x": F16, "a": F16, "half": F16}),
+    "1024, after": (1024, {"x": F16, "a": F16, "half": F16}),
+    "768, before, fp32 stream": (768, {"x": F32, "a": F16, "half": F16, "total": F32}),
+    "768, before, fp16 stream": (768, {"x": F16, "a": F16, "half": F16, "total": F16}),
+    "1024, before, fp32 stream": (1024, {"x": F32, "a": F16, "half": F16, "total": F32}),
+}
+ROWS = [(1, 1), (2, 2), (4, 4), (1, 4)]
+"""Rows and warps of a program of `add_norm`."""
 
 
-def _form(dtype: Any, width: int, stride: int = 0) -> Form:
-    return Form(dtype=dtype, width=width, stride=stride or width)
-
-
-def linear_launch(up: Up, tile: linear.Tile) -> KernelLaunch:
-    """`linear` in one form."""
-    with patch.object(linear, "tile", lambda sm, **_: tile):
-        return linear.plan(up.forms(), sm=SM, act=up.act, gated=up.gated, transposed=False, rows="tokens")
-
-
-def attention_launch(head_dim: int, tile: Attend) -> KernelLaunch:
-    """`attention` of 12 heads over a fused q, k, v."""
-    wide = 12 * head_dim
-    part, out = _form("f16", wide, 3 * wide), _form("f16", wide)
-    forms = {"q": part, "k": part, "v": part, "work": _form("i32", 4), "bias": None, "out": out}
-    with patch.object(attention, "tile", lambda sm, head_dim, **_: tile):
-        return attention.plan(
-            forms, sm=SM, heads=12, kv_heads=12, head_dim=head_dim, scale=head_dim**-0.5, causal=False, window=None,
-            softcap=None, bias_kind=None,
+def forms() -> Iterator[Form]:
+    """The most telling first; of each subject, the module's own choice first."""
+    for up in UPS:
+        flops = 2.0 * TOKENS * up.dim * up.wide
+        make = partial(Form, subject=up.name, kernel="linear", shape=up.shape, flops=flops)
+        yield make(name="usual")
+        for rows, columns, warps, stages in LINEAR:
+            width = columns // 2 if up.gated else columns
+            tile = linear.Tile(rows=rows, columns=width, features=64, warps=warps, stages=stages)
+            name = f"{rows}×{width}×64, {warps} warps, {stages} stages"
+            yield make(name=name, inside={"tile": Chosen(tile)})
+    for up, rows in product(UPS[:2], (32, 128, 512, 2048)):
+        make = partial(
+            Form, subject=f"{up.name}, {rows} tokens", kernel="linear", shape={**up.shape, "R": rows}
+        )
+        for tile in (linear.Tile(rows=m, columns=n, features=k, warps=w, stages=s) for m, n, k, w, s in FEW):
+            name = f"{tile.rows}×{tile.columns}×{tile.features}, {tile.warps} warps, {tile.stages} stages"
+            yield make(name=name, inside={"tile": Chosen(tile)}, flops=2.0 * rows * up.dim * up.wide)
+    for subject, (shape, lengths) in HEADS.items():
+        spans = sum(n * min(n, 2 * shape.get("window", n) + 1) for n in lengths) / (
+            2 if "causal" in shape else 1
+        )
+        make = partial(
+            Form, subject=f"attention, {subject}", kernel="attention", shape={**shape, "lengths": tuple(lengths)},
+            flops=4.0 * spans * shape["heads"] * shape["head_dim"],
         )  # fmt: skip
+        yield make(name="usual")
+        for chosen in NARROW if shape["head_dim"] <= 64 else WIDE:
+            inside: dict[str, Any] = {"tile": Chosen(chosen), "query_block": Chosen(chosen[0])}
+            yield make(name="{} queries, {} keys, {} warps, {} stages".format(*chosen), inside=inside)
+    for subject, shape in ROTATED.items():
+        make = partial(
+            Form, subject=f"rope, {subject}", kernel="rope", shape={**shape, "lengths": tuple(LONG)}
+        )
+        for heads, tokens in ROPE:
+            inside = {"HEADS_A_PROGRAM": heads, "TOKENS_A_PROGRAM": tokens}
+            yield make(name=f"{heads} heads, {tokens} tokens", inside=inside)
+    for subject, (width, keep) in NORMS.items():
+        shape = {"R": TOKENS, "D": width, "kind": "layer", "bias": True, "sum": True, "keep": keep}
+        make = partial(Form, subject=f"add_norm, {subject}", kernel="add_norm", shape=shape)
+        yield make(name="usual")
+        for rows, warps in ROWS:
+            yield make(name=f"{rows} rows, {warps} warps", inside={"tile": Chosen((rows, warps))})
+    for up in UPS:
+        shape = {"R": TOKENS, "F": up.ffn, "act": up.act, "gated": up.gated}
+        yield Form(subject=f"activate, {up.name}", name="usual", kernel="activate", shape=shape)
 
 
-def activate_launch(up: Up) -> KernelLaunch:
-    """`activate` on a product's output."""
-    part = _form("f16", up.ffn, up.wide)
-    forms = {"x": part, "up": part if up.gated else None, "out": _form("f16", up.ffn)}
-    return activate.plan(forms, sm=SM, act=up.act, rows="tokens")
-
-
-def compiled(make: Callable[..., KernelLaunch], *arguments: Any) -> Function | str:
+def compiled(how: Form) -> Function | str:
     """In a worker: machine code, or why there is none."""
     try:
-        return compile_kernel(make(*arguments), SM)
+        return function(how.launch(how.sample("meta")))
     except EngineError as error:
         return str(error)[:120]
 
 
-SM = 90
+def compile_forms(pool: ProcessPoolExecutor) -> Functions:
+    """Every form, under way."""
+    return {each: pool.submit(compiled, each) for each in forms()}
+
+
+# --- their times
 
 
 class Bench:
@@ -141,16 +230,56 @@ class Bench:
         self.gpu = Gpu("benchmark")
         self.count = 0
 
-    def launch(
-        self, how: KernelLaunch, function: Function, sizes: Mapping[str, int], *tensors: torch.Tensor
-    ) -> float:
-        """Microseconds."""
+    def form(self, how: Form, made: Function) -> Line:
+        """Time, rates, and whether every value that it wrote is finite."""
+        sample = how.sample("cuda")
+        planned = how.launch(sample)
         self.count += 1
         name = f"f{self.count}"
-        self.gpu.load({name: function})
-        step = Launch(op="", attrs={}, operands={}, writes=(), function=name, grid=how.grid, sizes=how.sizes)
+        self.gpu.load({name: made})
+        step = Launch(
+            op="", attrs={}, operands={}, writes=(), function=name, grid=planned.grid, sizes=planned.sizes
+        )
+        tensors = [tensor for tensor in sample.operands.values() if tensor is not None]
         addresses = [tensor.data_ptr() for tensor in tensors]
-        return self.microseconds(lambda: self.gpu.launch(step, addresses, sizes))
+        sizes = {"one": 1, **sample.sizes}
+        took = self.microseconds(lambda: self.gpu.launch(step, addresses, sizes))
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        written = [sample.operands[one] for one in sample.writes]
+        right = all(bool(one.isfinite().all()) for one in written if one is not None)
+        line: Line = {"kernel": how.subject, "form": how.name, "µs": round(took, 1)}
+        line |= (
+            {"TFLOP/s": round(how.flops / took / 1e6)} if how.flops else {"GB/s": round(moved / took / 1e3)}
+        )
+        return line | {"finite": right}
+
+    def product(self, up: Up) -> Line:
+        """cuBLASLt's product alone, for what `linear` computes with its activation."""
+
+        def operand(name: str, width: int) -> Operand:
+            return Operand(place="arena", name=name, rows="tokens", dtype="f16", width=width, stride=width)
+
+        x, weight, bias, out = (
+            torch.randn(shape, device="cuda").half()
+            for shape in ((TOKENS, up.dim), (up.wide, up.dim), (up.wide,), (TOKENS, up.wide))
+        )
+        step = Product(
+            x=operand("x", up.dim),
+            weight=operand("w", up.dim),
+            bias=None if up.gated else operand("bias", up.wide),
+            out=operand("out", up.wide),
+        )
+        at = Addresses(
+            x=x.data_ptr(), weight=weight.data_ptr(), bias=0 if up.gated else bias.data_ptr(), out=out.data_ptr()
+        )  # fmt: skip
+        took = self.microseconds(partial(self.gpu.multiply, step, at, TOKENS))
+        rate = round(2.0 * TOKENS * up.dim * up.wide / took / 1e6)
+        return {
+            "kernel": up.name,
+            "form": "cuBLASLt, the product alone",
+            "µs": round(took, 1),
+            "TFLOP/s": rate,
+        }
 
     def microseconds(self, work: Callable[[], None], repeats: int = 12) -> float:
         """Median of ten in a graph."""
@@ -170,116 +299,34 @@ class Bench:
         return 100 * statistics.median(times[2:])
 
 
-def _random(*shape: int, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(shape, device="cuda") * scale).half()
-
-
-def linears(bench: Bench, functions: Functions) -> Iterator[Line]:
-    """Every form of every MLP's first product, and cuBLASLt with a kernel after it; errors against PyTorch in fp32."""
-    for up in UPS:
-        x, weight, bias = (
-            _random(TOKENS, up.dim),
-            _random(up.wide, up.dim, scale=up.dim**-0.5),
-            _random(up.wide),
-        )
-        out, hidden = torch.zeros(TOKENS, up.ffn, device="cuda").half(), _random(TOKENS, up.wide)
-        first = [x, weight] if up.gated else [x, weight, bias]
-        flops = 2 * TOKENS * up.dim * up.wide / 1e6
-        want = x[:512].float() @ weight.float().T + (0 if up.gated else bias.float())
-        gate, rest = (want[:, : up.ffn], want[:, up.ffn :]) if up.gated else (want, torch.ones_like(want))
-        want = (torch.nn.functional.silu(gate) if up.act == "silu" else torch.nn.functional.gelu(gate)) * rest
-
-        def line(what: str, took: float, flops: float = flops, up: Up = up) -> Line:
-            return {"model": up.name, "form": what, "µs": round(took, 1), "TFLOP/s": round(flops / took)}
-
-        product = _product(up)
-        at = Addresses(
-            x=x.data_ptr(), weight=weight.data_ptr(), bias=0 if up.gated else bias.data_ptr(), add=0,
-            out=hidden.data_ptr(),
-        )  # fmt: skip
-        alone = bench.microseconds(partial(bench.gpu.multiply, product, at, TOKENS))
-        how, function = activate_launch(up), functions[up, "activate"].result()
-        assert isinstance(function, Function)
-        parts = [hidden, hidden[:, up.ffn :], out] if up.gated else [hidden, out]
-        after = bench.launch(how, function, {"tokens": TOKENS, "one": 1}, *parts)
-        yield line("cuBLASLt", alone)
-        yield line("cuBLASLt + activate", alone + after)
-        for name, tile in tiles(up.gated).items():
-            function = functions[up, name].result()
-            if isinstance(function, str):
-                yield {"model": up.name, "form": name, "failed": function}
-                continue
-            out.fill_(torch.nan)
-            took = bench.launch(linear_launch(up, tile), function, {"tokens": TOKENS, "one": 1}, *first, out)
-            wrong = float((out[:512].float() - want).abs().max())
-            yield line(name, took) | {"max error": round(wrong, 4), "finite": bool(out.isfinite().all())}
-
-
-def _product(up: Up) -> Product:
-    def operand(name: str, width: int) -> Operand:
-        return Operand(place="arena", name=name, rows="tokens", dtype="f16", width=width, stride=width)
-
-    bias = None if up.gated else operand("bias", up.wide)
-    return Product(
-        x=operand("x", up.dim), weight=operand("w", up.dim), bias=bias, out=operand("out", up.wide)
-    )
-
-
-def named(tile: Attend) -> str:
-    return "{} queries, {} keys, {} warps, {} stages".format(*tile)
-
-
-def attentions(bench: Bench, functions: Functions) -> Iterator[Line]:
-    """Tiles of attention at 12 heads of 64 and of 32, texts of 128 tokens and ragged ones."""
-    for head_dim in (64, 32):
-        wide = 12 * head_dim
-        for batch, lengths in (("128 × 128", UNIFORM), ("ragged 16 k", RAGGED)):
-            rows = np.array(lengths, np.int32)
-            fused, out = _random(int(rows.sum()), 3 * wide), _random(int(rows.sum()), wide)
-            starts = (np.cumsum(rows) - rows).astype(np.int32)
-            for tile in ATTENTION:
-                function = functions[head_dim, tile].result()
-                name = named(tile)
-                if isinstance(function, str):
-                    yield {"head dim": head_dim, "batch": batch, "form": name, "failed": function}
-                    continue
-                work = torch.from_numpy(work_items(starts, rows, tile[0])).cuda()
-                how = attention_launch(head_dim, tile)
-                views = fused, fused[:, wide:], fused[:, 2 * wide :], work, out
-                took = bench.launch(how, function, {"work": len(work), "one": 1}, *views)
-                yield {"head dim": head_dim, "batch": batch, "form": name, "µs": round(took, 1)}
-
-
-def compile_forms(pool: ProcessPoolExecutor) -> Functions:
-    """Every form of every kernel, under way."""
-    functions: dict[Any, Future[Function | str]] = {}
-    for up in UPS:
-        functions[up, "activate"] = pool.submit(compiled, activate_launch, up)
-        for name, tile in tiles(up.gated).items():
-            functions[up, name] = pool.submit(compiled, linear_launch, up, tile)
-    for head_dim in (64, 32):
-        for shape in ATTENTION:
-            functions[head_dim, shape] = pool.submit(compiled, attention_launch, head_dim, shape)
-    return functions
-
-
-def measure_forms(functions: Functions, end: float, out: str) -> tuple[list[Line], list[Line]]:
-    """Lines of `linears` and `attentions`, as many as there is time for."""
+def measure_forms(functions: Functions, end: float, out: str) -> list[tuple[Form, Line]]:
+    """A line a form, as many as there is time for."""
     bench = Bench()
-    results: tuple[list[Line], list[Line]] = ([], [])
-    for measure, lines in zip((linears, attentions), results, strict=True):
-        for line in measure(bench, functions):
-            lines.append(line)
-            print(line, flush=True)
-            if time.monotonic() > end:
-                break
-        save(
-            f"{out}/cuda_kernels",
-            f"Forms of kernels, {TOKENS} tokens, fp16, {card()}",
-            [*results[0], *results[1]],
-        )
+    lines: list[Line] = [bench.product(up) for up in UPS]
+    results: list[tuple[Form, Line]] = []
+    for how, future in functions.items():
+        if time.monotonic() > end:
+            print(f"out of time before {how.subject}, {how.name}", flush=True)
+            break
+        made = future.result()
+        if isinstance(made, str):
+            line: Line = {"kernel": how.subject, "form": how.name, "failed": made}
+        else:
+            line = bench.form(how, made)
+        results.append((how, line))
+        lines.append(line)
+        print(line, flush=True)
+    title = f"Forms of kernels, {TOKENS} tokens, fp16, {card()}, {origin()}; bytes: every operand once"
+    save(f"{out}/cuda_kernels", title, lines)
     bench.gpu.close()
     return results
+
+
+def fastest(results: Sequence[tuple[Form, Line]], subject: str) -> Form | None:
+    """The quickest right form of a subject; None where the usual one is."""
+    right = [(line["µs"], how) for how, line in results if how.subject == subject and line.get("finite")]
+    best = min(right, key=lambda pair: float(pair[0]), default=None)
+    return best[1] if best is not None and best[1].inside else None
 
 
 def card() -> str:

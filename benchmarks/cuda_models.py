@@ -64,6 +64,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 """transformers' class prefix and what differs from its defaults; vocabularies are cut to 32,768."""
 
 
+def config_of(name: str) -> HfConfig:
+    """As its config.json would be read."""
+    import transformers
+
+    prefix, changes = SHAPES[name]
+    config = getattr(transformers, f"{prefix}Config")(**changes)
+    return HfConfig(json.loads(config.to_json_string(use_diff=False)))
+
+
 def make(name: str, folder: Path) -> Any:
     """A random model of a known size, saved to ``folder``; returns it in evaluation mode."""
     import transformers

@@ -24,8 +24,8 @@ def _bert(dim: int, layers: int, heads: int) -> EncoderConfig:
     )  # fmt: skip
 
 
-def _rope(theta: float) -> Rope:
-    return Rope(dim=64, theta=theta)
+def _rope(theta: float, dim: int = 64) -> Rope:
+    return Rope(dim=dim, theta=theta)
 
 
 _BASE = _bert(768, 12, 12)
@@ -50,6 +50,20 @@ CONFIGS: dict[str, EncoderConfig] = {
             for i in range(22)
         ),
         ffn=1152, gated=True, norm_eps=1e-5, placement="pre", positions=0, types=0, final_norm=True,
+    ),
+    "qwen3-0.6b": EncoderConfig(
+        vocab=VOCAB, dim=1024, layers=(Layer(rope=_rope(1e6, 128)),) * 28, heads=16, kv_heads=8, head_dim=128, ffn=3072,
+        act="silu", gated=True, norm="rms", norm_eps=1e-6, placement="pre", attn_scale=128**-0.5, final_norm=True,
+        causal=True, qk_norm="head", qk_norm_eps=1e-6,
+    ),
+    "embeddinggemma": EncoderConfig(
+        vocab=VOCAB, dim=768,
+        layers=tuple(
+            Layer(rope=_rope(1e6, 256)) if i % 6 == 5 else Layer(rope=_rope(1e4, 256), window=256) for i in range(24)
+        ),
+        heads=3, kv_heads=1, head_dim=256, ffn=1152, act="gelu_tanh", gated=True, norm="rms", norm_eps=1e-6,
+        placement="sandwich", attn_scale=256**-0.5, embed_scale=768**0.5, final_norm=True, qk_norm="head",
+        qk_norm_eps=1e-6,
     ),
 }  # fmt: skip
 

@@ -17,40 +17,40 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from benchmarks.cubins import SM, build, origin
 from benchmarks.cuda_engine import Timed
 from benchmarks.cuda_forms import (
-    ATTENTION,
     LONG,
     RAGGED,
-    SM,
     UNIFORM,
     UPS,
-    Attend,
+    Form,
     Line,
     card,
     compile_forms,
+    fastest,
     measure_forms,
-    named,
-    tiles,
 )
 from benchmarks.cuda_models import Lengths, rows_of
 from benchmarks.cuda_shapes import CONFIGS, EMBED, cosine, random_weights
 from benchmarks.record import save
 
 from bei.adapters.config import EncoderConfig
-from bei.compiler.engines.cuda import build
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import Weights
 from bei.cuda_plan import Plan
 from bei.errors import EngineError
 from bei.kernels import attention, linear
+
+Attend = tuple[int, int, int, int]
+"""Queries, keys, warps, stages of attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +66,16 @@ class Variant:
 
 def planned(variant: Variant, weights: Weights) -> Plan:
     """In a worker: the plan with its machine code."""
-    usual = linear.tile
     with ExitStack() as stack:
         if (form := variant.form) is not None:
-            replaced = lambda sm, grouped, **rest: usual(sm, grouped=True, **rest) if grouped else form
-            stack.enter_context(patch.object(linear, "tile", replaced))
+            stack.enter_context(patch.object(linear, "tile", lambda sm, **_: form))
         if (block := variant.block) is not None:
             stack.enter_context(patch.object(attention, "tile", lambda sm, head_dim, **_: block))
             stack.enter_context(patch.object(attention, "query_block", lambda sm, head_dim: block[0]))
         return build(CONFIGS[variant.model], EMBED, weights, variant.options)
 
 
+EXPERTS: tuple[Literal["dense", "grouped"], ...] = ("dense", "grouped")
 PROBE = rows_of([3, 40, 130])
 
 
@@ -93,32 +92,26 @@ def reference(cfg: EncoderConfig, weights: Weights) -> npt.NDArray[np.float32]:
 
 def variants(best: Mapping[str, linear.Tile], attends: Mapping[int, Attend]) -> list[Variant]:
     """The most telling first."""
-    plain, fused = CudaOptions(sm=SM), CudaOptions(sm=SM, fuse_activation=True)
-    both, sums = replace(fused, fuse_residual=True), replace(plain, fuse_residual=True)
-    made = []
-    for model in ("bert-base", "minilm-l6", "bert-large"):
+    plain, fused = (CudaOptions(sm=SM, fuse_activation=fuse) for fuse in (False, True))
+    made: list[Variant] = []
+    for model in CONFIGS:
+        if any(layer.moe for layer in CONFIGS[model].layers):
+            made += [
+                Variant(model=model, name=experts, options=replace(fused, experts=experts))
+                for experts in EXPERTS
+            ]
+            continue
         tile, attend = best.get(model), attends.get(CONFIGS[model].head_dim)
         made += [
-            Variant(model=model, name="plain"),
-            Variant(model=model, name="fused activation", options=fused, form=tile),
-            Variant(model=model, name="fused residual", options=sums),
-            Variant(model=model, name="both", options=both, form=tile),
-            Variant(model=model, name="both + attention tile", options=both, form=tile, block=attend),
-            Variant(model=model, name="tanh", options=replace(plain, gelu="tanh")),
-            Variant(model=model, name="tanh, fused residual", options=replace(sums, gelu="tanh")),
+            Variant(model=model, name="plain", options=plain),
+            Variant(model=model, name="fused activation", options=fused),
         ]
-    made += [
-        Variant(model="nomic-v2-moe", name="plain"),
-        Variant(model="nomic-v2-moe", name="dense experts", options=replace(plain, experts="dense")),
-    ]
-    for model in ("modernbert-base", "nomic-v1.5"):
-        tile = best.get(model)
-        made += [
-            Variant(model=model, name="plain"),
-            Variant(model=model, name="fused activation", options=fused, form=tile),
-            Variant(model=model, name="both", options=both, form=tile),
-            Variant(model=model, name="both, fp16 stream", options=replace(both, stream="f16"), form=tile),
-        ]
+        if tile or attend:
+            made.append(Variant(model=model, name="fastest tiles", options=fused, form=tile, block=attend))
+        if CONFIGS[model].placement == "post":
+            made.append(Variant(model=model, name="tanh", options=replace(plain, gelu="tanh")))
+        else:
+            made.append(Variant(model=model, name="fp16 stream", options=replace(fused, stream="f16")))
     return made
 
 
@@ -126,7 +119,7 @@ def measured(variant: Variant, plan: Plan, folder: Path, expected: npt.NDArray[n
     """One line a batch; ``expected`` as `reference` gives it."""
     timed = Timed(plan, folder)
     least = round(cosine(np.asarray(timed.engine.run(PROBE)), expected), 7)
-    short = variant.model in ("bert-base", "minilm-l6", "bert-large")
+    short = CONFIGS[variant.model].positions > 0
     batches: dict[str, Lengths] = {
         "128 × 128" if short else "32 × 512": UNIFORM if short else LONG,
         "ragged 16 k": RAGGED,
@@ -140,22 +133,13 @@ def measured(variant: Variant, plan: Plan, folder: Path, expected: npt.NDArray[n
     timed.engine.close()
 
 
-def fastest(lines: Sequence[Line], key: str, value: Any) -> Line | None:
-    """The quickest right form."""
-    right = [line for line in lines if line.get(key) == value and "µs" in line and line.get("finite", True)]
-    return min(right, key=lambda line: float(line["µs"]), default=None)
-
-
-def choose(forms: Sequence[Line], heads: Sequence[Line]) -> list[Variant]:
-    """Variants with the fastest forms in them."""
-    best: dict[str, linear.Tile] = {}
+def choose(forms: Sequence[tuple[Form, Line]]) -> list[Variant]:
+    """Variants with the fastest forms in them, where those are not the usual ones."""
+    best = {up.name: how.inside["tile"].value for up in UPS if (how := fastest(forms, up.name))}
     attends: dict[int, Attend] = {}
-    for up in UPS:
-        if found := fastest([line for line in forms if "max error" in line], "model", up.name):
-            best[up.name] = tiles(up.gated)[found["form"]]
     for head_dim in (64, 32):
-        if found := fastest([line for line in heads if line["batch"] == "128 × 128"], "head dim", head_dim):
-            attends[head_dim] = next(tile for tile in ATTENTION if named(tile) == found["form"])
+        if how := fastest(forms, f"attention, heads of {head_dim}, 128 × 128"):
+            attends[head_dim] = how.inside["tile"].value
     print(best, attends, flush=True)
     return variants(best, attends)
 
@@ -184,7 +168,11 @@ def measure_plans(pool: ProcessPoolExecutor, chosen: Sequence[Variant], end: flo
             except EngineError as error:  # one variant that fails must not cost the others
                 lines.append({"model": variant.model, "plan": variant.name, "failed": str(error)[:200]})
                 print(lines[-1], flush=True)
-            save(f"{out}/cuda_variants", f"Options of a plan, device milliseconds, fp16, {card()}", lines)
+            save(
+                f"{out}/cuda_variants",
+                f"Options of a plan, device milliseconds, fp16, {card()}, {origin()}",
+                lines,
+            )
 
 
 def main() -> None:
@@ -195,8 +183,8 @@ def main() -> None:
     start = time.monotonic()
     pool = ProcessPoolExecutor(min(14, os.cpu_count() or 1), multiprocessing.get_context("fork"))
     functions = compile_forms(pool)  # the workers start here, before CUDA does: it does not survive a fork
-    forms, heads = measure_forms(functions, start + args.seconds / 2, args.out)
-    measure_plans(pool, choose(forms, heads), start + args.seconds, args.out)
+    forms = measure_forms(functions, start + args.seconds / 2, args.out)
+    measure_plans(pool, choose(forms), start + args.seconds, args.out)
     pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from benchmarks.cubins import build
 from benchmarks.cuda_engine import Timed
 from benchmarks.cuda_models import Lengths, ragged, rows_of
 from benchmarks.cuda_shapes import CONFIGS, EMBED, cosine, random_weights
 from benchmarks.record import save
 
-from bei.compiler.engines.cuda import build
 from bei.compiler.engines.onnxruntime import cuda_policy
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.emit import EmittedGraph, emit

@@ -182,23 +182,21 @@ def tile(sm: int, head_dim: int, *, fp32: bool) -> tuple[int, int, int, int]:
     """Queries and keys of a tile, warps, stages. Measured on SM90; elsewhere what fits.
 
     64 queries leave room for several programs a multiprocessor, which hides the latency of short texts; heads wider
-    than 64 need more queries to reuse keys.
+    than 128 need more queries to reuse keys.
     """
     queries = query_block(sm, head_dim)
     if fp32:
         return queries, 16, 4, 1
     if head_dim <= 64:
         return queries, 32 if head_dim <= 32 else 64, 4, 3
-    if sm not in BIG_SHARED:
-        return queries, 32, 4, 2 if head_dim <= 128 else 1
     if head_dim <= 128:
-        return queries, 32, 8, 3
-    return queries, 64, 8, 2
+        return queries, 32, 4, 2
+    return (queries, 64, 8, 2) if sm in BIG_SHARED else (queries, 32, 4, 1)
 
 
 def query_block(sm: int, head_dim: int) -> int:
     """Queries a work item covers."""
-    return 128 if head_dim > 64 and sm in BIG_SHARED else 64
+    return 128 if head_dim > 128 and sm in BIG_SHARED else 64
 
 
 def plan(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bei.cuda_plan import DType, Size, Symbol
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,17 +100,17 @@ def run(
     **attrs: Any,
 ) -> None:
     """Launch a kernel module on PyTorch tensors, outputs included: a CUDA device, or Triton's interpreter."""
-    how = module.plan({name: form(tensor) for name, tensor in tensors.items()}, sm=sm, **attrs)
+    run_form(module.plan(forms(tensors), sm=sm, **attrs), tensors, sizes)
+
+
+def forms(tensors: "Mapping[str, Tensor | None]") -> Forms:
+    """Of every operand."""
+    return {name: form(tensor) for name, tensor in tensors.items()}
+
+
+def run_form(how: KernelLaunch, tensors: "Mapping[str, Tensor | None]", sizes: Mapping[str, int]) -> None:
+    """Launch one form of a kernel, as `run`."""
     grid = tuple(size.of(sizes) for size in how.grid)
     numbers = [sizes[symbol] for symbol in how.sizes]
     pointers = [tensors[name] for name in how.pointers]
-    _provide_scratch(next(tensor for tensor in pointers if tensor is not None).device)
     how.function[grid](*pointers, *numbers, **how.constants, num_warps=how.warps, num_stages=how.stages)
-
-
-def _provide_scratch(device: "device") -> None:
-    """Device memory for Triton's tile descriptors."""
-    import torch
-    import triton  # type: ignore[import-untyped]
-
-    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from bei.cuda_plan import ITEMSIZE, Size, Symbol
+from bei.cuda_plan import Size, Symbol
 from bei.kernels.activate import Act, act_fn, activated
 from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
@@ -85,7 +85,7 @@ def _linear(
     source = tl.minimum(m, end - 1)  # a row that exists in the place of one that does not: loads need no mask
     if order is not None:
         source = tl.load(order + source * ORDER_STRIDE)
-    column = tl.minimum(n, N - 1)
+    column = n % N  # neighbours stay neighbours, so that a load may take 16 bytes; a minimum would hide that
     k = tl.arange(0, BLOCK_K)
     x_at = x + source.to(tl.int64)[:, None] * X_STRIDE + k[None, :]
     STEP: tl.constexpr = BLOCK_K * WEIGHT_STRIDE if TRANSPOSED else BLOCK_K
@@ -123,98 +123,71 @@ def _linear(
     tl.store(target, y.to(out.dtype.element_ty), mask=(m < end)[:, None] & (n < N)[None, :])
 
 
-@triton.jit
-def _linear_tma(
-    x, weight, bias, order, groups, out, rows,
-    X_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, ORDER_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
-    K: tl.constexpr, N: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    ACT: tl.constexpr, GATED: tl.constexpr, TRANSPOSED: tl.constexpr,
-):  # fmt: skip
-    """The same without experts, tiles copied by the tensor memory accelerator (SM90 and later): as many programs as fit,
-    each taking one tile after the other, so that loads for the next run during the activation of the last."""
-    rows_of_x = tl.make_tensor_descriptor(x, [rows, K], [X_STRIDE, 1], [BLOCK_M, BLOCK_K])
-    rows_of_w = tl.make_tensor_descriptor(
-        weight, [2 * N if GATED else N, K], [WEIGHT_STRIDE, 1], [BLOCK_N, BLOCK_K]
-    )  # fmt: skip
-    tiles_of_out = tl.make_tensor_descriptor(out, [rows, N], [OUT_STRIDE, 1], [BLOCK_M, BLOCK_N])
-    columns: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    for tile in tl.range(
-        tl.program_id(0), tl.cdiv(rows, BLOCK_M) * columns, tl.num_programs(0), flatten=True
-    ):
-        m = tile // columns * BLOCK_M
-        n = tile % columns * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        if GATED:
-            up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for at in range(0, K, BLOCK_K):
-            a = rows_of_x.load([m, at])
-            acc = tl.dot(a, rows_of_w.load([n, at]).T, acc)
-            if GATED:
-                up = tl.dot(a, rows_of_w.load([N + n, at]).T, up)
-        if bias is not None:
-            column = tl.minimum(n + tl.arange(0, BLOCK_N), N - 1)
-            acc += tl.load(bias + column).to(tl.float32)[None, :]
-            if GATED:
-                up += tl.load(bias + N + column).to(tl.float32)[None, :]
-        y = act_fn(acc, ACT)
-        if GATED:
-            y *= up
-        tiles_of_out.store([m, n], y.to(out.dtype.element_ty))
-
-
-GROUP = 64
+GROUP = 128
 """Slots of an expert are a multiple of this, so that a tile has one expert's weights."""
-PROGRAMS = 132
-"""Programs of `_linear_tma`: the multiprocessors of an H100 or H200."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """``rows`` and ``columns`` of out, ``features`` of x at a time; ``programs`` a multiprocessor where tiles are copied
-    by the tensor memory accelerator, 0 where threads copy them."""
+    """``rows`` and ``columns`` of out, ``features`` of x at a time."""
 
     rows: int
     columns: int
     features: int
     warps: int
     stages: int
-    programs: int = 0
 
 
-def tile(sm: int, *, fp32: bool, gated: bool, grouped: bool) -> Tile:
-    """What a program computes."""
-    big = sm in (80, 90, 100, 103)
+def tile(sm: int, *, fp32: bool, gated: bool, width: int) -> Tile:
+    """What a program computes. Measured on SM90 (benchmarks/results/h100/cuda_kernels.md); elsewhere what fits."""
     if fp32:
-        return Tile(rows=GROUP, columns=32 if gated else 64, features=16, warps=4, stages=1)
-    if grouped:
-        return Tile(rows=GROUP, columns=128, features=64 if big else 32, warps=4, stages=3)
-    if sm >= 90:
-        stages, programs = (2, 2) if big else (3, 1)
-        return Tile(
-            rows=128,
-            columns=64 if gated else 128,
-            features=64 if big else 32,
-            warps=8,
-            stages=stages,
-            programs=programs,
-        )
-    return Tile(rows=128, columns=64 if gated else 128, features=64 if big else 32, warps=8, stages=3)
+        return Tile(rows=64, columns=32 if gated else 64, features=16, warps=4, stages=1)
+    if sm in (80, 90, 100, 103):
+        columns = 128 if width <= 1536 else 64 if gated else 256
+        return Tile(rows=128, columns=columns, features=64, warps=8, stages=3)
+    return Tile(rows=128, columns=64 if gated else 128, features=32, warps=8, stages=3)
+
+
+def few_tiles(sm: int, *, fp32: bool, gated: bool) -> dict[int, Tile]:
+    """By the rows to which they are faster: smaller tiles, so that every multiprocessor has one. Measured on SM90."""
+    if fp32 or sm != 90:
+        return {}
+    half = 2 if gated else 1
+    return {
+        48: Tile(rows=32 // half, columns=32, features=128, warps=4, stages=4),
+        256: Tile(rows=64, columns=64 // half, features=64, warps=4, stages=5),
+        2048: Tile(rows=128, columns=128 // half, features=64, warps=8, stages=3),
+    }
 
 
 def plan(forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol) -> KernelLaunch:
     """Operands x, weight, bias, order, groups, out; see `reference`. ``rows``: out's, tokens or slots."""
-    x, weight, out, groups = (forms[name] for name in ("x", "weight", "out", "groups"))
-    assert x and weight and out
+    x, out = forms["x"], forms["out"]
+    assert x and out
+    t = tile(sm, fp32=x.dtype == "f32", gated=gated, width=out.width)
+    return _tiled(forms, t, act=act, gated=gated, transposed=transposed, rows=rows)
+
+
+def few(
+    forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol
+) -> dict[int, KernelLaunch]:
+    """`plan` for small batches, by the rows to which it serves."""
+    x = forms["x"]
+    assert x
+    tiles = few_tiles(sm, fp32=x.dtype == "f32", gated=gated)
+    return {
+        most: _tiled(forms, t, act=act, gated=gated, transposed=transposed, rows=rows)
+        for most, t in tiles.items()
+    }
+
+
+def _tiled(forms: Forms, t: Tile, *, act: Act, gated: bool, transposed: bool, rows: Symbol) -> KernelLaunch:
+    x, out, groups = forms["x"], forms["out"], forms["groups"]
+    assert x and out
     experts = groups.width // 2 if groups else 0
-    t = tile(sm, fp32=x.dtype == "f32", gated=gated, grouped=groups is not None)
-    copied = t.programs > 0 and all(
-        f.stride * ITEMSIZE[f.dtype] % 16 == 0 and f.aligned for f in (x, weight, out)
-    )
-    columns = Size(symbol="one", times=out.width, per=t.columns)
     return launch(
         forms,
-        function=_linear_tma if copied else _linear,
+        function=_linear,
         sizes=(rows,),
         constants={
             **strides(forms, ("x", "weight", "order", "out")),
@@ -229,9 +202,7 @@ def plan(forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows
             "GATED": gated,
             "TRANSPOSED": transposed,
         },
-        grid=(Size(symbol="one", times=PROGRAMS * t.programs),)
-        if copied
-        else (columns, Size(symbol=rows, per=t.rows)),
+        grid=(Size(symbol="one", times=out.width, per=t.columns), Size(symbol=rows, per=t.rows)),
         warps=t.warps,
         stages=t.stages,
     )

@@ -94,13 +94,13 @@ def _head(
     if KIND != "none":
         mean = tl.zeros_like(tl.sum(a, 1))
         if KIND == "layer":
-            mean = tl.sum(a, 1) + tl.sum(b, 1)
+            mean = tl.sum(a + b, 1)
             if BLOCK_TAIL > 0:
                 mean += tl.sum(c, 1)
             mean = mean / H
             a = tl.where(pair, a - mean[:, None], 0.0)
             b = tl.where(pair, b - mean[:, None], 0.0)
-        squares = tl.sum(a * a, 1) + tl.sum(b * b, 1)
+        squares = tl.sum(a * a + b * b, 1)
         if BLOCK_TAIL > 0:
             if KIND == "layer":
                 c = tl.where(j < H, c - mean[:, None], 0.0)

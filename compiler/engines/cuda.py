@@ -209,5 +209,4 @@ def compile_kernel(how: KernelLaunch, sm: int) -> Function:
         threads=32 * how.warps,
         shared=built.metadata.shared,
         scratch=scratch,
-        scratch_bytes=getattr(built.metadata, "global_scratch_size", 0),
     )

@@ -2,7 +2,7 @@
 
 Packed tokens, products with fp32 accumulation over fp16 values (bf16 or fp32 in the policy's islands); sums and
 statistics in fp32 registers. The residual stream is stored in ``stream``: fp16 where every stored value is a norm's
-output (post-norm), otherwise fp32.
+output (post-norm) or the precision policy found that it holds, otherwise fp32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,22 +145,7 @@ class CudaOps:
     def add(self, a: Value, b: Value) -> Value:
         if isinstance(a, Embedding) and isinstance(b, Embedding) and a.stored is None and b.stored is None:
             return replace(a, tables=a.tables | b.tables, row=a.row or b.row)
-        if self.options.fuse_residual and (joined := self._joined(a, b)) is not None:
-            return joined
         return Sum(self._any(a, self.stream), self._any(b, self.stream))
-
-    def _joined(self, a: Value, b: Value) -> Value | None:
-        """a + b inside the product that has just made b, where cuBLASLt has such a product."""
-        last, there = self.program.steps[-1], a if isinstance(a, Stored) else getattr(a, "stored", None)
-        if there is None or not isinstance(last, Product) or not isinstance(b, Stored):
-            return None
-        x = there.parts.get(self.stream)
-        plain = last.add is None and last.epilogue == "none" and last.out in b.parts.values()
-        if x is None or not plain or (last.out.dtype != self.stream and (self.stream == "f16" or last.bias)):
-            return None
-        out = self.program.buffer(x.rows, x.width, self.stream)
-        self.program.steps[-1] = msgspec.structs.replace(last, add=x, out=out)
-        return Stored({out.dtype: out})
 
     def scale(self, x: Value, factor: float) -> Value:
         if isinstance(x, Embedding) and x.stored is None and set(x.tables) == {"tokens"}:
@@ -213,7 +198,7 @@ class CudaOps:
         if last is not None and form in EXACT_EPILOGUES:
             self.program.steps[-1] = msgspec.structs.replace(last, epilogue=EXACT_EPILOGUES[form])
             return Stored({source.dtype: source})
-        if last is not None and last.out == source and self.options.fuse_activation:
+        if last is not None and last.out == source and self.options.fuses:
             return self._fused(last, act, source.width, gated=False)
         return self._activate(source, None, act)
 
@@ -221,14 +206,14 @@ class CudaOps:
         dtype = self._dtype(site)
         g, u = self._any(gate, dtype), self._any(up, dtype)
         last = self._just_made(g)
-        if last is not None and self.options.fuse_activation and last is self._just_made(u):
+        if last is not None and self.options.fuses and last is self._just_made(u):
             return self._fused(last, act, g.width, gated=True)
         return self._activate(g, u, act)
 
     def _just_made(self, x: Operand) -> Product | None:
         """The last step, if it is a plain product that made x."""
         last = self.program.steps[-1]
-        plain = isinstance(last, Product) and last.add is None and last.epilogue == "none"
+        plain = isinstance(last, Product) and last.epilogue == "none"
         return last if plain and isinstance(last, Product) and last.out.name == x.name else None
 
     def _fused(self, product: Product, act: Act, width: int, *, gated: bool) -> Value:
@@ -251,7 +236,7 @@ class CudaOps:
         dtype = self._dtype(name)
         logits = self._product(self.store(x, "f32"), (f"{name}.router",), (moe.experts,), dim, "f32")
         mixture = Mixture(name=name, moe=moe, act=act, dim=dim, ffn=ffn, dtype=dtype)
-        emit = grouped if self.options.experts == "grouped" else dense
+        emit = grouped if self.options.groups else dense
         out = emit(self.program, mixture, self.store(x, dtype), logits)
         return Stored({dtype: out})
 
@@ -334,7 +319,8 @@ def emit_program(
     precision: Policy = PLAIN,
 ) -> EmittedProgram:
     """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types."""
-    stream: Stream = options.stream or ("f16" if cfg.placement == "post" else "f32")
+    half = cfg.placement == "post" or precision.fp16_stream
+    stream: Stream = options.stream or ("f16" if half else "f32")
     own = dict(weights)
     program = Program(own)
     ops = CudaOps(program, stream, options, precision.islands)

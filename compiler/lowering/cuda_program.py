@@ -20,6 +20,7 @@ from bei.cuda_plan import (
     ITEMSIZE,
     Buffer,
     DType,
+    Few,
     Launch,
     Operand,
     Part,
@@ -150,16 +151,33 @@ class Program:
         ready: list[Step] = []
         for step in steps:
             if isinstance(step, Launch):
-                forms = {name: _form(operand) for name, operand in step.operands.items()}
-                how: KernelLaunch = import_module(f"bei.kernels.{step.op}").plan(forms, sm=sm, **step.attrs)
-                function = function_name(step.op, how)
-                kernels[function] = how
-                step = msgspec.structs.replace(step, function=function, grid=how.grid, sizes=how.sizes)
+                step = _launched(step, sm, kernels)
             ready.append(step)
         buffers, arena = _place(ready, output, self._buffers)
         used = {o.name for step in ready for o in reads(step) if o.place == "input"}
         inputs = tuple(name for name in INPUTS if name in used)
         return Finished(steps=tuple(ready), kernels=kernels, buffers=buffers, arena=arena, inputs=inputs)
+
+
+def _launched(step: Launch, sm: int, kernels: dict[str, KernelLaunch]) -> Launch:
+    """With its functions and grids; what has to be compiled for them is added to ``kernels``."""
+    module = import_module(f"bei.kernels.{step.op}")
+    forms = {name: _form(operand) for name, operand in step.operands.items()}
+
+    def named(how: KernelLaunch) -> str:
+        name = function_name(step.op, how)
+        kernels[name] = how
+        return name
+
+    how: KernelLaunch = module.plan(forms, sm=sm, **step.attrs)
+    few: Mapping[int, KernelLaunch] = module.few(forms, sm=sm, **step.attrs) if hasattr(module, "few") else {}
+    return msgspec.structs.replace(
+        step,
+        function=named(how),
+        grid=how.grid,
+        sizes=how.sizes,
+        few=tuple(Few(most=most, function=named(few[most]), grid=few[most].grid) for most in sorted(few)),
+    )
 
 
 def function_name(op: str, how: KernelLaunch) -> str:
@@ -171,7 +189,7 @@ def function_name(op: str, how: KernelLaunch) -> str:
 def reads(step: Step) -> list[Operand]:
     """What a step reads."""
     if isinstance(step, Product):
-        return [o for o in (step.x, step.weight, step.bias, step.add) if o is not None]
+        return [o for o in (step.x, step.weight, step.bias) if o is not None]
     return [o for name, o in step.operands.items() if o is not None and name not in step.writes]
 
 

@@ -46,9 +46,15 @@ FULL = Storage()
 """fp32 throughout: the definition."""
 
 
-def engine_storage(cfg: EncoderConfig, body: torch.dtype, islands: Mapping[str, Wide]) -> Storage:
-    """What GPU engines of ``body`` precision write: a post-norm encoder's stream like any other value, another's in fp32."""
-    return Storage(body=body, normed=body if cfg.placement == "post" else torch.float32, islands=islands)
+def engine_storage(cfg: EncoderConfig, body: torch.dtype, policy: Policy) -> Storage:
+    """What GPU engines of ``body`` precision write: a post-norm encoder's stream like any other value, another's in fp32 or,
+    where the policy allows that, as the narrowest of them does."""
+    return Storage(
+        body=body,
+        stream=torch.float16 if policy.fp16_stream else torch.float32,
+        normed=body if cfg.placement == "post" else torch.float32,
+        islands=policy.islands,
+    )
 
 
 KEPT_BYTES = 1 << 30

@@ -41,7 +41,7 @@ TEXTS = 24
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchEncoder:
     """A checkpoint's encoder and head, run in torch one text at a time with an engine's ``precision``: values rounded
-    as it stores them, the residual stream in fp32."""
+    as it stores them, the residual stream in the narrowest type that the policy allows."""
 
     cfg: EncoderConfig
     head: Head
@@ -83,7 +83,7 @@ class TorchEncoder:
             torch.ones_like(ids),
             types=types,
             prompt=torch.tensor([row.prompt_tokens]),
-            storage=engine_storage(self.cfg, body, self.policy.islands),
+            storage=engine_storage(self.cfg, body, self.policy),
             policy=self.policy,
             probe=probe,
             tensors=self.tensors,

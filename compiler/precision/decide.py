@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,10 @@ from bei.compiler.precision.audit import Audit, Batch, audit
 from bei.compiler.precision.plan import beyond_budget, plan_scales
 from bei.compiler.precision.policy import Mode, Policy, Wide, read_policy, units
 from bei.compiler.weights import Weight
+
+STREAM_COSINE = 0.99999
+"""What FP16 storage must reach with the residual stream in FP16 too. Above what the gate asks for: speed may not be what
+fails it."""
 
 
 def decide(
@@ -26,23 +31,62 @@ def decide(
 ) -> Policy:
     """A hand-written ``file`` as it is (with the ranges it leads to); else scales from an audit, and
 
-    auto: BF16 islands for what stays beyond its budget, and more where FP16 storage is not enough (with ``search``,
-    which needs torch); fp16: none; bf16, fp32: every unit. Raises InputError for an unusable file and EngineError when the audit cannot run.
+    auto: BF16 islands for what stays beyond its budget; with ``search``, which needs torch, also an FP16 residual stream
+    where that holds, else more islands where FP16 storage is not enough; fp16: neither; bf16, fp32: every unit. Raises
+    InputError for an unusable file and EngineError when the audit cannot run.
     """
     head = compared_head(head)
     found = audit(cfg, head, weights, batches)
-    if file is not None:
-        policy = msgspec.structs.replace(read_policy(file, cfg), ranges=found.ranges)
-    else:
-        policy = msgspec.structs.replace(plan_scales(cfg, found.ranges), mode=mode)
-    if policy.scales or policy.stream != 1.0:
-        policy = msgspec.structs.replace(policy, folded=audit(cfg, head, weights, batches, policy).ranges)
+    given = None if file is None else msgspec.structs.replace(read_policy(file, cfg), ranges=found.ranges)
+    plan = partial(_planned, cfg, head, weights, batches, found)
+    policy = plan(mode) if given is None else _folded(cfg, head, weights, batches, given)
     if file is not None or mode == "fp16":
         return policy
     if mode != "auto":
         return _throughout(policy, cfg, mode)
     policy = _held_back(policy, cfg)
-    return _searched(cfg, head, weights, batches, found, policy) if search else policy
+    if not search:
+        return policy
+    # Imported here: only this needs torch, and compiling does not.
+    from bei.compiler.precision.islands import Trial, add_islands
+
+    trial = Trial(cfg=cfg, head=head, weights=weights, batches=batches, reference=found.outputs)
+    if cfg.placement != "post":  # there the stream is what norms give, and in range by itself
+        narrow = _held_back(plan(mode, fp16_stream=True), cfg)
+        reached = trial.cosine(narrow)
+        if reached >= STREAM_COSINE:
+            reasons = narrow.reasons | {"fp16_stream": f"it reaches cosine {reached:.6f}"}
+            return msgspec.structs.replace(narrow, reasons=reasons, storage_cosine=reached)
+    return add_islands(trial, policy)
+
+
+def _planned(
+    cfg: EncoderConfig,
+    head: Head,
+    weights: Mapping[str, Weight],
+    batches: Sequence[Batch],
+    found: Audit,
+    mode: Mode,
+    *,
+    fp16_stream: bool = False,
+) -> Policy:
+    """Scales from the audit, and what they lead to."""
+    scales = plan_scales(cfg, found.ranges, fp16_stream=fp16_stream)
+    policy = msgspec.structs.replace(scales, mode=mode, fp16_stream=fp16_stream)
+    return _folded(cfg, head, weights, batches, policy)
+
+
+def _folded(
+    cfg: EncoderConfig,
+    head: Head,
+    weights: Mapping[str, Weight],
+    batches: Sequence[Batch],
+    policy: Policy,
+) -> Policy:
+    """With the ranges that its scales lead to, where it has any."""
+    if not policy.scales and policy.stream == 1.0:
+        return policy
+    return msgspec.structs.replace(policy, folded=audit(cfg, head, weights, batches, policy).ranges)
 
 
 def _held_back(policy: Policy, cfg: EncoderConfig) -> Policy:
@@ -55,22 +99,6 @@ def _held_back(policy: Policy, cfg: EncoderConfig) -> Policy:
 def _throughout(policy: Policy, cfg: EncoderConfig, wide: Wide) -> Policy:
     reasons = policy.reasons | dict.fromkeys(units(cfg), f"--precision {wide}")
     return msgspec.structs.replace(policy, islands=dict.fromkeys(units(cfg), wide), reasons=reasons)
-
-
-def _searched(
-    cfg: EncoderConfig,
-    head: Head,
-    weights: Mapping[str, Weight],
-    batches: Sequence[Batch],
-    found: Audit,
-    planned: Policy,
-) -> Policy:
-    """Imported here: only this needs torch, and compiling does not."""
-    from bei.compiler.precision.islands import Trial, add_islands
-
-    return add_islands(
-        Trial(cfg=cfg, head=head, weights=weights, batches=batches, reference=found.outputs), planned
-    )
 
 
 def compared_head(head: Head) -> Head:

@@ -32,7 +32,6 @@ class Trial:
     weights: Mapping[str, Weight]
     batches: Sequence[Batch]
     reference: Sequence[npt.NDArray[np.float32]]
-    stream: torch.dtype = torch.float32
     tensors: Tensors = field(default_factory=Tensors)
 
     def cosine(self, policy: Policy) -> float:
@@ -45,7 +44,7 @@ class Trial:
 
     def cosines(self, policy: Policy) -> Iterator[float]:
         """The smallest cosine of each batch, computed as it is asked for."""
-        storage = replace(engine_storage(self.cfg, torch.float16, policy.islands), stream=self.stream)
+        storage = engine_storage(self.cfg, torch.float16, policy)
         for batch, expected in zip(self.batches, self.reference, strict=True):
             ids, mask, types = (torch.from_numpy(array) for array in batch)
             out = run_torch(

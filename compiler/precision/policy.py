@@ -29,7 +29,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """``scales``: site → power of two that its stored value carries (1 where absent); ``stream`` the residual
     stream's. ``islands``: unit → the wider type it is computed in. ``ranges``: largest magnitude per site over the
     calibration texts, unscaled, and ``folded`` as stored where that differs. ``reasons``: what each decision is for, by site or unit. ``storage_cosine``: what FP16
-    storage under this policy reaches against fp32 on those texts, in torch; None where it was not tried."""
+    storage under this policy reaches against fp32 on those texts, in torch; None where it was not tried.
+    ``fp16_stream``: an engine that can choose (CUDA) stores the residual stream in FP16 as well."""
 
     mode: Mode = "fp16"
     stream: float = 1.0
@@ -39,6 +40,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     folded: dict[str, float] = {}
     reasons: dict[str, str] = {}
     storage_cosine: float | None = None
+    fp16_stream: bool = False
 
     def scale(self, site: str) -> float:
         """What the site's stored value is multiplied by."""
@@ -52,12 +54,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return f"fp16, {len(self.islands)} wider units" if self.islands else "fp16"
 
     def decisions(self) -> Iterator[str]:
-        """Every scale and wider unit in words, with its reason."""
+        """Every scale and every choice of type in words, with its reason."""
         scales = {"stream": self.stream} if self.stream != 1.0 else {}
         for site, factor in (scales | self.scales).items():
             yield f"{site} × 2^{round(math.log2(factor))}{self._because(site)}"
         for unit, wide in self.islands.items():
             yield f"{unit} in {wide}{self._because(unit)}"
+        if self.fp16_stream:
+            yield f"stream in fp16 where an engine can choose{self._because('fp16_stream')}"
 
     def _because(self, name: str) -> str:
         return f": {self.reasons[name]}" if name in self.reasons else ""

@@ -1,4 +1,4 @@
-"""cuBLASLt through ctypes: products of row-major matrices, fp32 accumulation, bias, activation and sum inside.
+"""cuBLASLt through ctypes: products of row-major matrices, fp32 accumulation, bias and activation inside.
 
 cuBLASLt counts columns first, so a row-major x · Wᵀ is asked for as W · xᵀ. Names and numbers: cublasLt.h, CUDA 12/13.
 """
@@ -49,7 +49,6 @@ class _Problem:
     description: c_void_p
     weight: c_void_p
     x: c_void_p
-    add: c_void_p
     out: c_void_p
     algorithm: _Heuristic
 
@@ -84,10 +83,10 @@ class CublasLt:
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
     def multiply(self, step: Product, at: Addresses, rows: int) -> None:
-        """Queue out = epilogue(x · Wᵀ + bias) + add over ``rows`` rows."""
+        """Queue out = epilogue(x · Wᵀ + bias) over ``rows`` rows."""
         key = (
             step.x.dtype, step.x.width, step.x.stride, step.out.dtype, step.out.width, step.out.stride,
-            step.transposed, step.epilogue, bool(at.bias), step.add.stride if step.add else 0, rows,
+            step.transposed, step.epilogue, bool(at.bias), rows,
         )  # fmt: skip
         if key not in self._problems:
             self._problems[key] = self._solve(step, at.bias, rows)
@@ -96,11 +95,10 @@ class CublasLt:
     def _run(self, problem: _Problem, at: Addresses) -> None:
         if at.bias:
             self._set(problem.description, BIAS_POINTER, c_uint64(at.bias))
-        beta = self._one if at.add else self._zero
         self._call(
             "cublasLtMatmul", self._handle, problem.description, byref(self._one),
-            c_void_p(at.weight), problem.weight, c_void_p(at.x), problem.x, byref(beta),
-            c_void_p(at.add or at.out), problem.add, c_void_p(at.out), problem.out,
+            c_void_p(at.weight), problem.weight, c_void_p(at.x), problem.x, byref(self._zero),
+            c_void_p(at.out), problem.out, c_void_p(at.out), problem.out,
             byref(problem.algorithm.algorithm), c_void_p(self.workspace), c_size_t(WORKSPACE), self.stream,
         )  # fmt: skip
 
@@ -116,10 +114,9 @@ class CublasLt:
         weight = self._layout(kind, *shape, step.weight.stride)
         x = self._layout(kind, width, rows, step.x.stride)
         out = self._layout(result, n, rows, step.out.stride)
-        add = self._layout(result, n, rows, step.add.stride) if step.add else out
         found, count = _Heuristic(), c_int()
         self._call(
-            "cublasLtMatmulAlgoGetHeuristic", self._handle, description, weight, x, add, out,
+            "cublasLtMatmulAlgoGetHeuristic", self._handle, description, weight, x, out, out,
             self._preference, c_int(1), byref(found), byref(count),
         )  # fmt: skip
         if count.value == 0 or found.state != 0:
@@ -127,7 +124,7 @@ class CublasLt:
                 f"{self.subject}: cuBLASLt has no algorithm for {rows} x {width} x {n} ({step.x.dtype}). "
                 "Report this as a bug."
             )
-        return _Problem(description, weight, x, add, out, found)
+        return _Problem(description, weight, x, out, found)
 
     def _layout(self, kind: int, rows: int, columns: int, leading: int) -> c_void_p:
         return self._make(

@@ -14,12 +14,11 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Addresses:
-    """Where a product's operands are; ``bias`` and ``add`` are 0 where there is none."""
+    """Where a product's operands are; ``bias`` is 0 where there is none."""
 
     x: int
     weight: int
     bias: int
-    add: int
     out: int
 
 

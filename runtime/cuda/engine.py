@@ -64,7 +64,7 @@ class Engine:
         self.device.replay(graph)
         size = batch.sizes.rounded[self.plan.output.rows] * self._row_bytes
         target = self._slots[number].output[:size]
-        self.device.download(target, self._address(self.plan.output, batch.sizes, {}))
+        self.device.download(target, self.output_address(batch))
         return Ticket(slot=number, batch=batch, mark=self.device.mark())
 
     def prepare(self, rows: Sequence[Row], slot: int = 0) -> tuple[Batch, Any]:
@@ -92,6 +92,15 @@ class Engine:
     def run(self, rows: Sequence[Row]) -> list[Output] | Output:
         """Queue and wait."""
         return self.result(self.submit(rows))
+
+    def output_address(self, batch: Batch) -> int:
+        """Where the device has a batch's results."""
+        return self._address(self.plan.output, batch.sizes, {})
+
+    @property
+    def input_address(self) -> int:
+        """Where the device has a batch's ids."""
+        return self._inputs
 
     @property
     def _row_bytes(self) -> int:
@@ -171,9 +180,7 @@ class Engine:
             addresses = [at(operand) for operand in step.operands.values() if operand is not None]
             self.device.launch(step, addresses, sizes.rounded)
         else:
-            where = Addresses(
-                x=at(step.x), weight=at(step.weight), bias=at(step.bias), add=at(step.add), out=at(step.out)
-            )
+            where = Addresses(x=at(step.x), weight=at(step.weight), bias=at(step.bias), out=at(step.out))
             self.device.multiply(step, where, sizes.rounded[step.x.rows])
 
     def _forget_graphs(self) -> None:

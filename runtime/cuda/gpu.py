@@ -1,7 +1,6 @@
 """One NVIDIA GPU as a `Device`: driver calls and cuBLASLt on one stream of the primary context."""
 
 import ctypes
-import math
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_float, c_int, c_size_t, c_ulonglong, c_void_p
 from typing import Any
@@ -35,7 +34,6 @@ class Gpu:
         self._allocated: set[int] = set()
         self._pinned: list[c_void_p] = []
         self._lt: CublasLt | None = None
-        self._scratch_at, self._scratch_bytes = 0, 0
 
     def activate(self) -> None:
         """Make the context current in the calling thread."""
@@ -94,23 +92,17 @@ class Gpu:
             self._functions[name] = (handle, function)
 
     def launch(self, step: Launch, addresses: Sequence[int], sizes: Mapping[str, int]) -> None:
-        handle, function = self._functions[step.function]
-        grid = [size.of(sizes) for size in step.grid] + [1] * (3 - len(step.grid))
+        form = step.form(sizes)
+        handle, function = self._functions[form.function]
+        grid = [size.of(sizes) for size in form.grid] + [1] * (3 - len(form.grid))
         values: list[Any] = [c_ulonglong(address) for address in addresses]
         values += [c_int(sizes[symbol]) for symbol in step.sizes]
-        scratch = self._scratch(function.scratch_bytes * math.prod(grid))
-        values += [c_ulonglong(address) for address in (scratch, *[0] * function.scratch)[: function.scratch]]
+        values += [c_ulonglong(0)] * function.scratch
         parameters = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         self.driver(
             "cuLaunchKernel", handle, *grid, function.threads, 1, 1, function.shared, self.stream,
             ctypes.cast(parameters, ctypes.POINTER(c_void_p)), None,
         )  # fmt: skip
-
-    def _scratch(self, nbytes: int) -> int:
-        """Memory that kernels, one after the other, may use while they run. Graphs hold the address: none is released."""
-        if nbytes > self._scratch_bytes:
-            self._scratch_at, self._scratch_bytes = self.allocate(nbytes), nbytes
-        return self._scratch_at if nbytes else 0
 
     def multiply(self, step: Product, at: Addresses, rows: int) -> None:
         if self._lt is None:

@@ -12,7 +12,7 @@ import msgspec
 
 from bei.errors import BundleError
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 Symbol = Literal["tokens", "rows", "work", "slots", "one"]
 DType = Literal["f16", "f32", "bf16", "i32"]
@@ -67,11 +67,19 @@ class Operand(_Data, frozen=True, kw_only=True):
     column: int = 0
 
 
+class Few(_Data, frozen=True, kw_only=True):
+    """What takes the place of a launch's function and grid while its first size is at most ``most``."""
+
+    most: int
+    function: str
+    grid: tuple[Size, ...]
+
+
 class Launch(_Data, frozen=True, kw_only=True, tag="launch"):
     """One kernel launch: ``op`` and ``attrs`` say what it computes (`bei.kernels.<op>.reference`), the rest how.
 
     ``function`` is a key of the plan's functions; ``operands`` in the kernel's parameter order (None: compiled out),
-    then ``sizes`` as int32.
+    then ``sizes`` as int32. ``few``: other forms for small batches, the smallest first.
     """
 
     op: str
@@ -81,20 +89,21 @@ class Launch(_Data, frozen=True, kw_only=True, tag="launch"):
     function: str = ""
     grid: tuple[Size, ...] = ()
     sizes: tuple[Symbol, ...] = ()
+    few: tuple[Few, ...] = ()
+
+    def form(self, sizes: Mapping[str, int]) -> "Launch | Few":
+        """Whose function and grid serve a batch; ``sizes`` by symbol."""
+        return next((few for few in self.few if sizes[self.sizes[0]] <= few.most), self)
 
 
 class Product(_Data, frozen=True, kw_only=True, tag="product"):
-    """out = epilogue(x · Wᵀ + bias) + add, fp32 accumulation; W [width of out, width of x], or ``transposed`` [x, out].
-
-    ``add`` has the form of ``out``; there is no epilogue beside it.
-    """
+    """out = epilogue(x · Wᵀ + bias), fp32 accumulation; W [width of out, width of x], or ``transposed`` [x, out]."""
 
     x: Operand
     weight: Operand
     bias: Operand | None
     out: Operand
     transposed: bool = False
-    add: Operand | None = None
     epilogue: Epilogue = "none"
 
 
@@ -102,15 +111,13 @@ Step = Launch | Product
 
 
 class Function(_Data, frozen=True, kw_only=True):
-    """A compiled kernel: ``scratch`` pointers follow the sizes, the first to ``scratch_bytes`` of device memory a program
-    (Triton keeps tile descriptors there), the others null."""
+    """A compiled kernel: ``scratch`` null pointers follow the sizes (Triton's scratch parameters, unused here)."""
 
     cubin: bytes
     symbol: str
     threads: int
     shared: int
     scratch: int
-    scratch_bytes: int = 0
 
 
 class Buffer(_Data, frozen=True, kw_only=True):

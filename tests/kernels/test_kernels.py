@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ from bei.kernels import (
     rope,
     route,
 )
-from bei.kernels.launch import run
+from bei.kernels.launch import Sample, forms, run, run_form
 
 DEVICE = "cuda" if GPU else "cpu"
 SM = 10 * torch.cuda.get_device_capability()[0] if GPU else 80
@@ -75,18 +76,31 @@ def test_matches_its_reference(kernel: Any, shape: Any, dtype: torch.dtype, tole
     check(kernel, shape, dtype, tolerance, SM)
 
 
-@pytest.mark.skipif(GPU and SM < 90, reason="the tensor memory accelerator came with SM90")
-@pytest.mark.parametrize("shape", [s for s in linear.SHAPES if "counts" not in s and s["N"] % 8 == 0])
-def test_tiles_that_the_tensor_memory_accelerator_copies(shape: Any) -> None:
-    check(linear, shape | {"K": 72}, torch.float16, 4e-3, 90)
+@pytest.mark.skipif(GPU and SM != 90, reason="forms for small batches are SM90's")
+@pytest.mark.parametrize("shape", linear.SHAPES)
+def test_forms_for_small_batches(shape: Any) -> None:
+    sample = linear.make_inputs(shape, device=DEVICE, dtype=torch.float16, sm=90)
+    small = linear.few(forms(sample.operands), sm=90, **sample.attrs)
+    assert len({how.grid for how in small.values()}) == len(small) > 1
+    expected = linear.reference(**sample.operands, **sample.attrs)  # type: ignore[arg-type]
+    for how in small.values():
+        operands = {**sample.operands, "out": torch.zeros_like(sample.operands["out"])}  # type: ignore[arg-type]
+        again = replace(sample, operands=operands)
+        run_form(how, again.operands, again.sizes)
+        compare(expected, again, 4e-3)
 
 
 def check(kernel: Any, shape: Any, dtype: torch.dtype, tolerance: float, sm: int) -> None:
     sample = kernel.make_inputs(shape, device=DEVICE, dtype=dtype, sm=sm)
     expected = kernel.reference(**sample.operands, **sample.attrs)
     run(kernel, sample.operands, sample.sizes, sm=sm, **sample.attrs)
+    compare(expected, sample, tolerance)
+
+
+def compare(expected: dict[str, torch.Tensor], sample: Sample, tolerance: float) -> None:
     for name in sample.writes:
         got = sample.operands[name]
+        assert got is not None
         if got.is_floating_point():
             within = max(tolerance, 4e-2) if got.dtype == torch.bfloat16 else tolerance
             torch.testing.assert_close(got.float(), expected[name].float(), atol=within, rtol=within)

@@ -98,9 +98,6 @@ class SimulatedDevice:
         if step.bias is not None:
             y = y + self._matrix(step.bias, at.bias, sizes).float()
         y = _epilogue(y, step.epilogue)
-        if step.add is not None:
-            assert step.epilogue == "none" and step.add.dtype == step.out.dtype
-            y = y + self._matrix(step.add, at.add, sizes).float()
         self._matrix(step.out, at.out, sizes).copy_(y)
 
     def _matrix(self, operand: Operand, address: int, sizes: Mapping[str, int]) -> torch.Tensor:

@@ -32,11 +32,44 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
+GROUPED = textwrap.dedent("""
+    from bei.compiler.engines.cuda import compile_kernel
+    from bei.kernels import linear
+    from bei.kernels.launch import Form
+
+    def form(dtype, width):
+        return Form(dtype=dtype, width=width, stride=width)
+
+    tile = linear.tile(90, fp32=False, gated=False, width=3072)
+    for transposed, k, n in ((False, 768, 3072), (True, 3072, 768)):
+        forms = {
+            "x": form("f16", k), "weight": form("f16", n if transposed else k), "bias": None,
+            "order": None if transposed else form("i32", 4), "groups": form("i32", 16), "out": form("f16", n),
+        }
+        how = linear.plan(forms, sm=90, act="identity", gated=False, transposed=transposed, rows="slots")
+        shared = compile_kernel(how, 90).shared
+        assert shared == tile.stages * 2 * (tile.rows + tile.columns) * tile.features, (transposed, shared)
+""")
+
+
 @pytest.mark.parametrize("sm", [80, 90, 120])
 def test_the_widest_attention_compiles_within_the_shared_memory_of(sm: int) -> None:
+    run(SCRIPT, str(sm))
+
+
+def test_products_by_expert_copy_both_operands_ahead() -> None:
+    """All stages of both in shared memory: a weight whose loads cannot take 16 bytes would be loaded as it is needed."""
+    run(GROUPED)
+
+
+def run(script: str, *arguments: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(sm)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

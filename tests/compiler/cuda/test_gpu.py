@@ -109,7 +109,7 @@ class SimulatedLt:
 
     def multiply(self, step: Any, at: Any, rows: int) -> None:
         assert self.driver.context() == self.context
-        self.driver.check(at.x, at.weight, at.bias, at.add, at.out, self.stream, self.workspace)
+        self.driver.check(at.x, at.weight, at.bias, at.out, self.stream, self.workspace)
 
     def close(self) -> None:
         assert self.driver.context() == self.context
@@ -134,8 +134,8 @@ def plan_of(bert: Loaded) -> Plan:
     """Kernels without machine code: the simulated driver runs none."""
     import msgspec
 
-    plan, kernels = lower(bert.cfg, EMBED, bert.weights, CudaOptions(sm=90, fuse_activation=True))
-    function = Function(cubin=b"", symbol="kernel", threads=32, shared=0, scratch=2, scratch_bytes=384)
+    plan, kernels = lower(bert.cfg, EMBED, bert.weights, CudaOptions(sm=90))
+    function = Function(cubin=b"", symbol="kernel", threads=32, shared=0, scratch=2)
     return msgspec.structs.replace(plan, functions=dict.fromkeys(kernels, function))
 
 

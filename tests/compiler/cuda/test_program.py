@@ -12,7 +12,7 @@ from tests.adapters.tiny import HIDDEN_STATES, Loaded, load, save
 from bei.compiler.engines.cuda import lower
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.cuda_program import Program, reads, writes
-from bei.cuda_plan import Launch, Operand, Plan, Product, decode_plan, encode_plan
+from bei.cuda_plan import PLAN_VERSION, Launch, Operand, Plan, Product, decode_plan, encode_plan
 from bei.errors import BundleError
 
 
@@ -33,8 +33,25 @@ def ops(plan: Plan) -> list[str]:
 
 
 def test_a_bert_layer_is_seven_steps(bert: Loaded) -> None:
-    layer = ["product", "attention", "product", "add_norm", "product", "activate", "product", "add_norm"]
+    layer = ["product", "attention", "product", "add_norm", "linear", "product", "add_norm"]
     assert ops(plan_of(bert)) == ["embed", *layer * len(bert.cfg.layers)]
+
+
+def test_activations_are_kernels_of_their_own_where_fusing_was_not_measured(bert: Loaded) -> None:
+    for options in (CudaOptions(sm=89), CudaOptions(sm=90, fuse_activation=False)):
+        plan, _ = lower(bert.cfg, HIDDEN_STATES, bert.weights, options)
+        assert ops(plan).count("activate") == len(bert.cfg.layers) and "linear" not in ops(plan)
+
+
+def test_small_batches_have_forms_of_their_own(bert: Loaded) -> None:
+    plan = plan_of(bert)
+    fused = next(step for step in plan.steps if isinstance(step, Launch) and step.op == "linear")
+    most = [few.most for few in fused.few]
+    assert len(most) > 1 and most == sorted(most)
+    chosen = [fused.form({"tokens": n}) for n in (1, most[0], most[0] + 1, most[-1], most[-1] + 1)]
+    assert chosen == [fused.few[0], fused.few[0], fused.few[1], fused.few[-1], fused]
+    _, kernels = lower(bert.cfg, HIDDEN_STATES, bert.weights, CudaOptions(sm=90))
+    assert {fused.function, *(few.function for few in fused.few)} <= set(kernels)
 
 
 def test_gelu_in_the_epilogue_is_a_choice_that_the_plan_states(bert: Loaded) -> None:
@@ -126,5 +143,5 @@ def test_a_plan_of_another_version_is_refused(bert: Loaded) -> None:
     import msgspec
 
     newer = msgspec.structs.replace(plan_of(bert), version=99)
-    with pytest.raises(BundleError, match="plan version 99, but this bei reads 2"):
+    with pytest.raises(BundleError, match=f"plan version 99, but this bei reads {PLAN_VERSION}"):
         decode_plan(encode_plan(newer), "plan")

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from tests.adapters.tiny import Loaded
 from tests.compiler.parity.tiny import MINILM, embedder
-from tests.compiler.precision.test_folding import MEAN, inputs, large_up, large_v, loaded, numbers, times
+from tests.compiler.precision.test_folding import (
+    MEAN,
+    inputs,
+    large_stream,
+    large_up,
+    large_v,
+    loaded,
+    numbers,
+    times,
+)
 from tokenizers import Tokenizer
 
 from bei.adapters.head import Dense, Head
@@ -19,7 +28,18 @@ from bei.compiler.engines import tensorrt
 from bei.compiler.parity.texts import builtin
 from bei.compiler.precision.calibration import COUNT, MAX_TOKENS, _spread, calibration_batches
 from bei.compiler.precision.decide import compared_head, decide
-from bei.compiler.precision.policy import PLAIN, Mode, Policy, policy_of, read_policy, scalable, units
+from bei.compiler.precision.islands import Trial
+from bei.compiler.precision.plan import BUDGET
+from bei.compiler.precision.policy import (
+    FP16_MAX,
+    PLAIN,
+    Mode,
+    Policy,
+    policy_of,
+    read_policy,
+    scalable,
+    units,
+)
 from bei.errors import InputError, ParityError
 from bei.runtime.bundle import open_bundle
 
@@ -59,6 +79,27 @@ def test_decisions_in_words() -> None:
         "layers.1.mlp in bf16: it overflows",
     ]
     assert not list(PLAIN.decisions())
+
+
+def test_an_fp16_stream_where_it_was_tried_and_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = decided(loaded("llama"))
+    assert policy.fp16_stream and not policy.islands
+    assert policy.storage_cosine is not None and policy.storage_cosine >= 0.99999
+    assert [line for line in policy.decisions() if "stream in fp16" in line and "cosine 0.99999" in line]
+    assert not decided(loaded("llama"), search=False).fp16_stream
+    assert not decided(loaded("bert")).fp16_stream  # its stored stream is a norm's output already
+
+    real = Trial.cosine
+    monkeypatch.setattr(Trial, "cosine", lambda self, p: 0.99995 if p.fp16_stream else real(self, p))
+    policy = decided(loaded("llama"))
+    assert not policy.fp16_stream and not policy.islands and policy.storage_cosine != 0.99995
+
+
+def test_an_fp16_stream_is_scaled_into_its_range() -> None:
+    model = replace(loaded("gemma3"), weights=times(loaded("gemma3").weights, large_stream(4e5)))
+    policy = decided(model)
+    assert policy.fp16_stream and policy.stream < 1
+    assert max(policy.ranges.values()) > FP16_MAX and max(policy.folded.values()) <= BUDGET
 
 
 def test_without_a_search_the_audit_alone_decides() -> None:

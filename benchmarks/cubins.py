@@ -1,0 +1,124 @@
+"""Kernels compiled on one machine and timed on another, so that a GPU machine times what the pinned Triton makes.
+
+python -m benchmarks.cubins FOLDER [--forms]     compiles what the benchmarks launch into a folder, a file a kernel
+BEI_CUBINS=FOLDER python -m benchmarks.…         takes machine code from there; what is missing is compiled in place
+
+``--forms``: those of cuda_forms too. Needs Triton, no GPU.
+"""
+
+import argparse
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import triton  # type: ignore[import-untyped]
+from benchmarks.cuda_models import SHAPES, config_of
+from benchmarks.cuda_shapes import CONFIGS, EMBED
+
+from bei.adapters.config import EncoderConfig
+from bei.adapters.head import Head
+from bei.adapters.registry import adapter_for
+from bei.compiler.engines.cuda import compile_kernel, lower
+from bei.compiler.lowering.cuda_options import CudaOptions
+from bei.compiler.lowering.cuda_program import function_name
+from bei.compiler.lowering.signature import signature
+from bei.compiler.weights import Weight, Weights
+from bei.cuda_plan import Function, Plan
+from bei.errors import EngineError
+from bei.kernels.launch import KernelLaunch
+
+SM = 90
+CARRIED = "BEI_CUBINS"
+
+
+def function(how: KernelLaunch) -> Function:
+    """Its machine code: carried along, or compiled now. Raises EngineError."""
+    if (folder := os.environ.get(CARRIED)) and (file := Path(folder) / _name(how)).exists():
+        return msgspec.msgpack.decode(file.read_bytes(), type=Function)
+    return compile_kernel(how, SM)
+
+
+def build(cfg: EncoderConfig, head: Head, weights: Weights, options: CudaOptions) -> Plan:
+    """As `bei.compiler.engines.cuda.build`, with `function`'s machine code."""
+    plan, kernels = lower(cfg, head, weights, options)
+    return msgspec.structs.replace(plan, functions={name: function(how) for name, how in kernels.items()})
+
+
+def origin() -> str:
+    """Who compiled, in words."""
+    folder = os.environ.get(CARRIED)
+    version = (Path(folder) / "triton").read_text() if folder else triton.__version__
+    return f"Triton {version}"
+
+
+def _name(how: KernelLaunch) -> str:
+    return function_name(how.function.__name__, how)
+
+
+def store(how: KernelLaunch, folder: Path) -> None:
+    """Compile into ``folder``; what does not compile is left to the place where it is asked for."""
+    file = folder / _name(how)
+    if not file.exists():
+        try:
+            file.write_bytes(msgspec.msgpack.encode(compile_kernel(how, SM)))
+        except EngineError as error:
+            print(f"{file.name}: {str(error)[:120]}", flush=True)
+
+
+def shapes_only(cfg: EncoderConfig, names: Collection[str] | None, dtype: str) -> dict[str, Weight]:
+    """Weights with a place and no values, enough to lower a plan: those in ``names``, or all that there may be."""
+    needs = signature(cfg, EMBED)
+    return {
+        name: Weight(name=name, shape=shape, dtype=dtype, folder=Path(), file="weights", offset=0)
+        for name, shape in (needs.needed | needs.optional).items()
+        if names is None or name in names
+    }
+
+
+def models() -> Iterator[tuple[EncoderConfig, Collection[str] | None, str]]:
+    """Every model of the benchmarks: with all weights that there may be in fp16, and as transformers saves it."""
+    for cfg in CONFIGS.values():
+        yield cfg, None, "F16"
+    for name in SHAPES:
+        hf = config_of(name)
+        adapter = adapter_for(hf)
+        cfg = adapter.config(hf)
+        yield cfg, {canonical for canonical, _ in adapter.weights(cfg)}, "F32"
+
+
+def launches(*, with_forms: bool) -> Iterator[KernelLaunch]:
+    """Of every benchmark's plans, and the forms of single kernels."""
+    plain = CudaOptions(sm=SM)
+    for cfg, names, dtype in models():
+        weights = shapes_only(cfg, names, dtype)
+        chosen = [plain, replace(plain, fuse_activation=False), replace(plain, stream="f16")]
+        if cfg.act == "gelu" and not cfg.gated:
+            chosen.append(replace(plain, gelu="tanh"))
+        if any(layer.moe for layer in cfg.layers):
+            chosen.append(replace(plain, experts="grouped"))
+        for options in chosen:
+            yield from lower(cfg, EMBED, weights, options)[1].values()
+    if with_forms:
+        from benchmarks.cuda_forms import forms
+
+        for how in forms():
+            yield how.launch(how.sample("meta"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--forms", action="store_true")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / "triton").write_text(triton.__version__)
+    wanted = {_name(how): how for how in launches(with_forms=args.forms)}
+    print(f"{len(wanted)} kernels", flush=True)
+    for how in wanted.values():
+        store(how, args.folder)
+
+
+if __name__ == "__main__":
+    main()
