@@ -3,7 +3,8 @@
 python -m benchmarks.cuda_engine [--out h200] [--models bert-base …]
 
 Random weights, fp16. Times are medians of CUDA events around a graph replay (bei) or a call (peers, padded); "with copies"
-counts the ids' way in and the vectors' way out. ``tanh`` is the engine with erf-GELU approximated in the product's epilogue.
+counts the ids' way in and the vectors' way out. ``tanh`` is the engine with erf-GELU approximated in the product's epilogue, ``fp16 stream`` what the precision policy chooses for a
+pre-norm model where it holds.
 TFLOP/s count products and attention over real tokens; beside them, the share of what this card's 8192³ product reaches in
 the same run. Needs the extras cuda and parity.
 """
@@ -25,7 +26,7 @@ from benchmarks.cuda_models import SHAPES, Lengths, make, padded, ragged, read, 
 from benchmarks.record import save
 
 from bei.adapters.head import Head, Normalize
-from bei.compiler.lowering.cuda_options import CudaOptions, Gelu
+from bei.compiler.lowering.cuda_options import CudaOptions, Gelu, Stream
 from bei.cuda_plan import ITEMSIZE, Launch, Plan, Step
 from bei.runtime.cuda.batch import Batch
 from bei.runtime.cuda.engine import Engine
@@ -45,11 +46,13 @@ WORKLOADS: dict[str, dict[str, Lengths]] = {
 }
 
 
-def built(folder: Path, gelu: Gelu = "erf") -> "Timed":
+def built(folder: Path, gelu: Gelu = "erf", stream: Stream | None = None) -> "Timed":
     """The model of a folder."""
     cfg, weights = read(folder)
     major, minor = torch.cuda.get_device_capability()
-    return Timed(build(cfg, EMBED, weights, CudaOptions(sm=10 * major + minor, gelu=gelu)), folder)
+    return Timed(
+        build(cfg, EMBED, weights, CudaOptions(sm=10 * major + minor, gelu=gelu, stream=stream)), folder
+    )
 
 
 class Timed:
@@ -206,7 +209,11 @@ def compare(name: str, folder: Path) -> list[Line]:
     peer = make(name, folder).half().cuda()
     compiled = torch.compile(peer)
     plain = built(folder)
-    tanh = built(folder, "tanh") if SHAPES[name][0] == "Bert" else None
+    others: dict[str, Timed] = {}
+    if plain.engine.plan.stream == "f32":
+        others["bei, fp16 stream"] = built(folder, stream="f16")
+    if SHAPES[name][0] == "Bert":
+        others["bei, tanh"] = built(folder, "tanh")
     lines = []
     for batch, lengths in WORKLOADS[name].items():
         line: Line = {
@@ -219,8 +226,7 @@ def compare(name: str, folder: Path) -> list[Line]:
             line["torch.compile"] = torch_ms(compiled, lengths)
         best = min(value for key, value in line.items() if key in ("HF SDPA", "torch.compile"))
         line["bei"] = plain.device_ms(lengths)
-        if tanh is not None:
-            line["bei, tanh"] = tanh.device_ms(lengths)
+        line |= {what: timed.device_ms(lengths) for what, timed in others.items()}
         line["bei, whole call"] = plain.call_ms(lengths)
         line["times faster"] = best / line["bei"]
         line["bei, with copies"] = plain.copied_ms(lengths)
@@ -231,9 +237,8 @@ def compare(name: str, folder: Path) -> list[Line]:
         line["cosine min"] = round(cosine_min(plain.engine, peer, lengths), 6)
         lines.append(line)
         print(line, flush=True)
-    for timed in (plain, tanh):
-        if timed is not None:
-            timed.engine.close()
+    for timed in (plain, *others.values()):
+        timed.engine.close()
     del peer, compiled
     torch.cuda.empty_cache()
     return lines

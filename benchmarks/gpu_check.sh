@@ -25,7 +25,7 @@ some="attention-0-fp16 or attention-3-fp16 or attention-10-fp16 or linear-0-fp16
 some="$some or route-1-fp16 or combine-1-fp16 or embed-1-fp16 or pool-0-fp16 or rope-0-fp16"
 sanitizer="compute-sanitizer --error-exitcode 7 --target-processes all"
 check parity 55 $tests -n 8 -m gpu tests/gpu/test_cuda_engine.py &
-check kernels 55 $tests -n 4 tests/kernels &
+check kernels 90 $tests -n 6 tests/kernels &
 check memcheck 55 $sanitizer --tool memcheck $tests tests/kernels -k "$some" &
 check racecheck 55 $sanitizer --tool racecheck $tests tests/kernels -k "$some" &
 wait
