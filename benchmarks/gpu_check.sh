@@ -4,7 +4,8 @@
 #
 #   benchmarks/gpu_check.sh SITE OUT [SECONDS]
 #
-# SITE: a folder with what Python lacks there (msgspec) and cases/ (python -m tests.gpu.prepared SITE/cases).
+# SITE: a folder with what Python lacks there (msgspec) and cases/ (python -m tests.gpu.prepared SITE/cases). With BEI_CUBINS the
+# kernels that are timed are those that the pinned Triton made (benchmarks/cubins.py).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 site=$(realpath "$1") out=$(realpath "$2") seconds=${3:-55}

@@ -76,6 +76,15 @@ def test_matches_its_reference(kernel: Any, shape: Any, dtype: torch.dtype, tole
     check(kernel, shape, dtype, tolerance, SM)
 
 
+def test_gelu_is_right_where_it_is_small() -> None:
+    x = torch.linspace(-6, 6, 4001, device=DEVICE)[None]
+    out = torch.full_like(x, torch.nan)
+    run(activate, {"x": x, "up": None, "out": out}, {"tokens": 1}, act="gelu", rows="tokens")
+    expected = x.double() * torch.special.ndtr(x.double())
+    assert float((out - expected).abs().max()) < 1e-6
+    assert float((out / expected - 1)[x.abs() > 1e-3].abs().max()) < 2e-5
+
+
 @pytest.mark.skipif(GPU and SM != 90, reason="forms for small batches are SM90's")
 @pytest.mark.parametrize("shape", linear.SHAPES)
 def test_forms_for_small_batches(shape: Any) -> None:
