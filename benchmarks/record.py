@@ -22,6 +22,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "sentence-transformers",
+    "ray",
 )
 
 Row = Mapping[str, Any]

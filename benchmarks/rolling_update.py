@@ -1,14 +1,15 @@
 """From one bundle to another on Ray Serve, under load: how many requests fail (none should), and what they take meanwhile.
 
-    python -m benchmarks.rolling_update [--replicas 2] [--clients 4] [--seconds 20]
+    python -m benchmarks.rolling_update [--replicas 2] [--clients 4] [--updates 4] [--seconds 15]
 
-A local Ray cluster and `bei.runtime.ray_serve` with MiniLM, updated to a MiniLM whose first block has other weights. Clients
-send one text at a time over connections that they keep; every answer must be one of the two models' own vectors to 1e-4.
+A local Ray cluster and `bei.runtime.ray_serve` with MiniLM, updated to a MiniLM whose first block has other weights, and back, and
+so on. Clients send one text at a time over connections that they keep; every answer must be one of the two models' own vectors to 1e-4.
 """
 
 import argparse
 import asyncio
 import base64
+import itertools
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ TEXTS = 64
 TOLERANCE = 1e-4
 CHANGED = "encoder.layer.0.output.dense.weight"
 SETTLE_SECONDS = 300
+NAMES = ("old", "new")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -106,13 +108,13 @@ def asking(crowd: Crowd, clients: int) -> Iterator[None]:
 
 
 def compiled(folder: Path) -> dict[str, Path]:
-    """The old and the new bundle."""
+    """The two bundles."""
     changed = folder / "checkpoint"
     shutil.copytree(checkpoint(), changed)
     weights = load_file(changed / "model.safetensors")
     weights[CHANGED] = weights[CHANGED] * np.float32(1.5)
     save_file(weights, changed / "model.safetensors")
-    bundles = {"old": folder / "old.bundle", "new": folder / "new.bundle"}
+    bundles = {name: folder / f"{name}.bundle" for name in NAMES}
     for source, bundle in zip((checkpoint(), changed), bundles.values(), strict=True):
         command = [sys.executable, "-m", "bei.compiler.cli", "--repo", str(source), "--out", str(bundle)]
         subprocess.run(
@@ -127,7 +129,9 @@ def serving(replicas: int) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     cpus = 2 * replicas + 1  # logical ones: an update has both generations
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, num_cpus=cpus)
+    ray.init(
+        "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, num_cpus=cpus
+    )
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         yield port
@@ -153,20 +157,34 @@ def deploy(bundle: Path, replicas: int) -> None:
 
 
 def row(phase: str, asked: Sequence[Asked], seconds: float) -> dict[str, object]:
-    counts = {what: sum(one.what == what for one in asked) for what in ("old", "new")}
+    counts = {what: sum(one.what == what for one in asked) for what in NAMES}
     times = sorted(1000 * (one.ended - one.began) for one in asked)
     p50, p99 = (round(times[min(len(times) - 1, int(share * len(times)))], 1) for share in (0.5, 0.99))
     return {
         "phase": phase,
         "seconds": round(seconds, 1),
         "requests": len(asked),
-        "answered by old": counts["old"],
-        "answered by new": counts["new"],
+        **{f"answered by {name}": count for name, count in counts.items()},
         "failed": len(asked) - sum(counts.values()),
         "p50 ms": p50,
         "p99 ms": p99,
         "longest ms": round(times[-1], 1),
     }
+
+
+def measure(crowd: Crowd, bundles: Mapping[str, Path], args: argparse.Namespace) -> list[tuple[str, float]]:
+    """Updates under load; each phase's name and beginning, and at last the end."""
+    phases: list[tuple[str, float]] = []
+    with asking(crowd, args.clients):
+        for update in range(args.updates):
+            phases.append(("between updates" if update else "before", time.perf_counter()))
+            time.sleep(args.seconds)
+            name = NAMES[(update + 1) % 2]
+            phases.append((f"update {update + 1}, to the {name} one", time.perf_counter()))
+            deploy(bundles[name], args.replicas)
+        phases.append(("after", time.perf_counter()))
+        time.sleep(args.seconds)
+    return [*phases, ("", time.perf_counter())]
 
 
 def main() -> None:
@@ -175,34 +193,28 @@ def main() -> None:
     )
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=20, help="before the update, and after it")
+    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=15, help="before each update, and after the last")
     parser.add_argument("--note", default="", help="what else the machine was doing")
     args = parser.parse_args()
     texts = lognormal_texts(TEXTS)
     with tempfile.TemporaryDirectory() as folder, serving(args.replicas) as port:
         bundles = compiled(Path(folder))
-        vectors = {
-            name: bei.load(path, allow_unverified=True).encode(texts) for name, path in bundles.items()
-        }
-        deploy(bundles["old"], args.replicas)
+        vectors = {}
+        for name, path in bundles.items():
+            with bei.load(path, allow_unverified=True) as model:
+                vectors[name] = model.encode(texts)
+        deploy(bundles[NAMES[0]], args.replicas)
         crowd = Crowd(port, texts, vectors)
-        marks = [time.perf_counter()]
-        with asking(crowd, args.clients):
-            time.sleep(args.seconds)
-            marks.append(time.perf_counter())
-            deploy(bundles["new"], args.replicas)
-            marks.append(time.perf_counter())
-            time.sleep(args.seconds)
-        marks.append(time.perf_counter())
-    phases = zip(("before", "during the update", "after"), marks, marks[1:], strict=False)
+        phases = measure(crowd, bundles, args)
     rows = [
         row(name, [one for one in crowd.done if began <= one.began < ended], ended - began)
-        for name, began, ended in phases
+        for (name, began), (_, ended) in itertools.pairwise(phases)
     ]
-    wrong = sorted({one.what for one in crowd.done} - {"old", "new"})
-    what = f"Rolling update on Ray Serve: MiniLM, {args.replicas} replicas of one thread, {args.clients} clients with one text each"
+    failures = sorted({one.what for one in crowd.done} - set(NAMES))
+    what = f"Rolling updates on Ray Serve: MiniLM, {args.replicas} replicas of one thread, {args.clients} clients with one text each"
     save("rolling_update", f"{what}{'; ' + args.note if args.note else ''}", rows)
-    print(f"failures: {', '.join(wrong) or 'none'}")
+    print(f"{len(crowd.done)} requests; failures: {', '.join(failures) or 'none'}")
 
 
 if __name__ == "__main__":

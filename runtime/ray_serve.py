@@ -116,5 +116,5 @@ DEPLOYMENT = serve.deployment(
     max_surge_percent=100,
     max_constructor_retry_count=MAX_CONSTRUCTOR_RETRIES,
     graceful_shutdown_wait_loop_s=0.5,
-    health_check_period_s=5,
+    health_check_period_s=2,
 )(serve.ingress()(Replica))

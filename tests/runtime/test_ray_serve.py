@@ -40,7 +40,7 @@ class Cluster:
     """A head and one more node; the proxy is on the head."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.current = folder, ""
         self.paths = {
             "old": str(write_bundle(folder / "old")),
             "new": str(write_bundle(folder / "new", seed=1)),
@@ -62,7 +62,7 @@ class Cluster:
         self.nodes.shutdown()
 
     def deploy(self, bundle: str) -> None:
-        """The example's config with this bundle and two replicas, through `serve run`."""
+        """The example's config with this bundle and two replicas, through `serve run`; ``current`` from then on."""
         config = yaml.safe_load((ROOT / "examples/ray_serve.yaml").read_text())
         config |= {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": self.port}}
         (application,) = config["applications"]
@@ -73,6 +73,7 @@ class Cluster:
         file = self.folder / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
         self.tool("serve", "run", "--non-blocking", "--address", self.nodes.address, str(file))
+        self.current = bundle
 
     def tool(self, *command: str) -> None:
         done = subprocess.run(
@@ -157,44 +158,49 @@ def test_the_example_serves_every_contract(served: Cluster) -> None:
 
 
 def test_a_rolling_update_fails_no_request(served: Cluster) -> None:
-    before = pids("bei")
+    before, old, new = pids("bei"), served.current, "new" if served.current == "old" else "old"
     with crowd(served.port, BUNDLES) as seen:
-        more(seen, "old")
-        served.deploy("new")
+        more(seen, old)
+        served.deploy(new)
         until(lambda: len(pids("bei") - before) == 2 and not pids("bei") & before)
         until(lambda: status("bei") == "RUNNING")
-        more(seen, "new", CLIENTS)  # the last that the old ones had accepted are answered
-        old = seen["old"]
-        more(seen, "new")
-    assert set(seen) == {"old", "new"}, seen
-    assert seen["old"] == old
+        more(seen, new, CLIENTS)  # the last that the old ones had accepted are answered
+        from_old = seen[old]
+        more(seen, new)
+    assert set(seen) == {old, new}, seen
+    assert seen[old] == from_old
 
 
-def test_a_bundle_that_cannot_be_served_changes_nothing(served: Cluster) -> None:
-    """After the update above."""
+def test_a_node_is_drained_as_kubernetes_would(served: Cluster) -> None:
+    """With the command that deploy/kubernetes/rayservice.yaml runs before a pod ends."""
+    node = served.second.node_id
+    assert {replica["node_id"] for replica in replicas("bei")} == {node, served.nodes.head_node.node_id}
+    with crowd(served.port, BUNDLES) as seen:
+        more(seen, served.current)
+        served.tool(
+            "ray", "drain-node", "--address", served.nodes.address, "--node-id", node,
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the pod is being deleted",
+            "--deadline-remaining-seconds=85",
+        )  # fmt: skip
+        until(lambda: [replica["node_id"] == node for replica in replicas("bei")] == [False, False])
+        until(lambda: not replicas("bei", "STOPPING"))
+        served.nodes.remove_node(served.second)
+        more(seen, served.current)
+    assert set(seen) == {served.current}, seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_replica_ends_under_load(served: Cluster, number: signal.Signals) -> None:
+    """Told to, it finishes what it has accepted; killed, it takes along what it was working on."""
     before = pids("bei")
     with crowd(served.port, BUNDLES) as seen:
-        served.deploy("damaged")
-        until(lambda: status("bei") == "DEPLOY_FAILED")
-        more(seen, "new")
-    assert set(seen) == {"new"}
-    assert pids("bei") == before
-    (deployment,) = serve.status().applications["bei"].deployments.values()
-    assert "model.onnx has 0 bytes" in deployment.message
-    served.deploy("new")
-    until(lambda: status("bei") == "RUNNING")
-
-
-def test_a_replica_is_killed(served: Cluster) -> None:
-    before = pids("bei")
-    with crowd(served.port, BUNDLES) as seen:
-        more(seen, "new")
-        os.kill(min(before), signal.SIGKILL)
+        more(seen, served.current)
+        os.kill(min(before), number)
         until(lambda: len(pids("bei")) == 2 and pids("bei") != before)
-        failed = sum(seen.values()) - seen["new"]
-        more(seen, "new")
-    assert set(seen) <= {"new", "500", "503"}, seen
-    assert sum(seen.values()) - seen["new"] == failed <= CLIENTS  # those that it was working on
+        failed = sum(seen.values()) - seen[served.current]
+        more(seen, served.current)
+    assert set(seen) <= {served.current, "500"}, seen
+    assert seen["500"] == failed <= (CLIENTS if number == signal.SIGKILL else 0)
 
 
 FAKE = {"num_replicas": 1, "ray_actor_options": {"num_cpus": CPUS}}
@@ -240,12 +246,13 @@ def test_what_waits_is_bounded_in_tokens_and_accepted_requests_are_finished(clus
     refused = next(answer for answer in came if answer.status_code == 429)
     assert int(refused.headers["retry-after-ms"]) > 0
     assert refused.json()["error"]["type"] == "rate_limit_error"
-    last = [Asked(url, "world") for _ in range(3)]
+    slow = " ".join(["world"] * 14)
+    last = [Asked(url, slow) for _ in range(3)]
     until(lambda: open_requests(url) == 3)
     serve.delete("bounded", _blocking=False)
     until(lambda: httpx.get(f"{url}/health").status_code != 200)
     for answer in answers(last):
-        np.testing.assert_allclose(answer.json()["data"][0]["embedding"], vector(ids("world")), atol=1e-6)
+        np.testing.assert_allclose(answer.json()["data"][0]["embedding"], vector(ids(slow)), atol=1e-6)
     assert len(answers(last)) == 3
 
 
@@ -260,7 +267,7 @@ def test_a_replica_without_an_engine_is_replaced(cluster: Cluster) -> None:
 
     assert httpx.post(f"{url}/v1/embeddings", json={"input": "hello"}).status_code == 401
     assert httpx.get(f"{url}/health").status_code == 200
-    assert (ask("hello"), ask("poison")) == (200, 503)
+    assert (ask("hello"), ask("query")) == (200, 503)
     until(lambda: bool(pids("mortal")) and not pids("mortal") & before)
     assert ask("hello") == 200
     serve.delete("mortal")
@@ -299,23 +306,14 @@ def test_replicas_follow_the_tokens_that_wait(cluster: Cluster) -> None:
     serve.delete("scaled")
 
 
-def test_a_node_is_drained_as_kubernetes_would(served: Cluster) -> None:
-    """With the command that deploy/kubernetes/rayservice.yaml runs before a pod ends."""
-    node = served.second.node_id
-    assert {replica["node_id"] for replica in replicas("bei")} == {node, served.nodes.head_node.node_id}
+def test_a_bundle_that_cannot_be_served_changes_nothing(served: Cluster) -> None:
+    """The last test here: the application waits for a better bundle."""
+    before, good = pids("bei"), served.current
     with crowd(served.port, BUNDLES) as seen:
-        more(seen, "new")
-        served.tool(
-            "ray", "drain-node", "--address", served.nodes.address, "--node-id", node,
-            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the pod is being deleted",
-            "--deadline-remaining-seconds=85",
-        )  # fmt: skip
-        until(
-            lambda: (
-                len(replicas("bei")) == 2 and all(replica["node_id"] != node for replica in replicas("bei"))
-            )
-        )
-        until(lambda: not replicas("bei", "STOPPING"))
-        served.nodes.remove_node(served.second)
-        more(seen, "new")
-    assert set(seen) == {"new"}, seen
+        served.deploy("damaged")
+        until(lambda: status("bei") == "DEPLOY_FAILED")
+        more(seen, good)
+    assert set(seen) == {good}
+    assert pids("bei") == before
+    (deployment,) = serve.status().applications["bei"].deployments.values()
+    assert "model.onnx has 0 bytes" in deployment.message
