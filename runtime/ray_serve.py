@@ -7,6 +7,7 @@ in tokens, with 429: Ray's own limit in requests is out of the way.
 """
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,8 +48,9 @@ class Replica:
     def __init__(self, arguments: Arguments) -> None:
         """Raises BeiError."""
         self._held = contextlib.ExitStack()
-        start, options = ColdStart(), arguments.options()
+        start = ColdStart(time.monotonic())  # Ray's process may have been waiting for work since long before
         start.reached("imported")
+        options = arguments.options()
         self._services = self._held.enter_context(
             warm_services(arguments.served(), _engines(arguments), options, start)
         )

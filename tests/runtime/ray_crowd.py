@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-from tests.runtime.raw_http import Connection
+from tests.runtime.raw_http import Answer, Connection
 from tests.runtime.tiny import CLS, LETTERS, SEP, VOCAB, Array
 
 CLIENTS = 4
@@ -61,3 +61,36 @@ def crowd(port: int, bundles: Mapping[str, Callable[[list[int]], Array]]) -> Ite
         stop.set()
         thread.join(60)
     assert not thread.is_alive()
+
+
+class Burst(threading.Thread):
+    """``count`` requests for a text at the same time; with ``again`` each client goes on asking until `end`."""
+
+    def __init__(self, port: int, prefix: str, text: str, count: int, *, again: bool = False) -> None:
+        super().__init__()
+        self._port, self._path, self._count = port, f"{prefix}/v1/embeddings", count
+        self._body = json.dumps({"input": text}).encode()
+        self._again = again
+        self._answers: list[Answer] = []
+        self.start()
+
+    def run(self) -> None:
+        async def everybody() -> None:
+            await asyncio.gather(*(self._client() for _ in range(self._count)))
+
+        asyncio.run(everybody())
+
+    async def _client(self) -> None:
+        connection = Connection(self._port)
+        while True:
+            self._answers.append(await connection.ask("POST", self._path, self._body))
+            if not self._again:
+                break
+        connection.close()
+
+    def end(self) -> list[Answer]:
+        """Every answer, when the last has come."""
+        self._again = False
+        self.join(120)
+        assert not self.is_alive()
+        return self._answers

@@ -27,7 +27,7 @@ def test_engines_are_on_what_ray_assigned(
     context = SimpleNamespace(
         get_assigned_resources=lambda: cpus, get_accelerator_ids=lambda: {"GPU": gpus, "TPU": []}
     )
-    monkeypatch.setattr(ray_serve.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
     engines = ray_serve._engines(read_arguments({"bundles": "/a", "target": "cuda-sm90"}))
     assert (engines.threads, engines.devices, engines.replicas) == (threads, devices, 1)
     assert (engines.target, engines.allow_unverified) == ("cuda-sm90", False)

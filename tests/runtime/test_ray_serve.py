@@ -1,14 +1,14 @@
 """The application on Ray Serve, on a local cluster of two nodes: updated, killed, drained and scaled under load."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pytest
 import yaml
 from tests.runtime.fake_server import vector
 from tests.runtime.processes import ENV, ROOT
-from tests.runtime.ray_crowd import CLIENTS, crowd, ids
+from tests.runtime.ray_crowd import CLIENTS, Burst, crowd, ids
 from tests.runtime.tiny import Array, expected, write_bundle
 
 serve = pytest.importorskip("ray.serve", reason="needs ray (extra: ray)")
@@ -216,44 +216,27 @@ def run_fake(cluster: Cluster, name: str, options: dict[str, Any], **args: Any) 
     return f"{cluster.url}/{name}"
 
 
-class Asked(threading.Thread):
-    """A request in the background."""
-
-    def __init__(self, url: str, text: str) -> None:
-        super().__init__()
-        self._url, self._text = url, text
-        self.answer: httpx.Response | None = None
-        self.start()
-
-    def run(self) -> None:
-        self.answer = httpx.post(f"{self._url}/v1/embeddings", json={"input": self._text}, timeout=60)
-
-
-def answers(asked: Sequence[Asked]) -> list[httpx.Response]:
-    for one in asked:
-        one.join(120)
-    return [one.answer for one in asked if one.answer is not None]
-
-
 def open_requests(url: str) -> int:
     return int(httpx.get(f"{url}/stats").json()["models"][0]["open_requests"])
 
 
 def test_what_waits_is_bounded_in_tokens_and_accepted_requests_are_finished(cluster: Cluster) -> None:
     url = run_fake(cluster, "bounded", FAKE, max_queue_tokens=60)
-    came = answers([Asked(url, "world") for _ in range(60)])
-    assert {answer.status_code for answer in came} == {200, 429}
-    refused = next(answer for answer in came if answer.status_code == 429)
+    came = Burst(cluster.port, "/bounded", "world", 60).end()
+    assert {answer.status for answer in came} == {200, 429}
+    refused = next(answer for answer in came if answer.status == 429)
     assert int(refused.headers["retry-after-ms"]) > 0
-    assert refused.json()["error"]["type"] == "rate_limit_error"
-    slow = " ".join(["world"] * 14)
-    last = [Asked(url, slow) for _ in range(3)]
+    assert json.loads(refused.body)["error"]["type"] == "rate_limit_error"
+    slow = " ".join(["world"] * 10)
+    last = Burst(cluster.port, "/bounded", slow, 3)
     until(lambda: open_requests(url) == 3)
     serve.delete("bounded", _blocking=False)
     until(lambda: httpx.get(f"{url}/health").status_code != 200)
-    for answer in answers(last):
-        np.testing.assert_allclose(answer.json()["data"][0]["embedding"], vector(ids(slow)), atol=1e-6)
-    assert len(answers(last)) == 3
+    accepted = last.end()
+    assert len(accepted) == 3
+    for answer in accepted:
+        got = json.loads(answer.body)["data"][0]["embedding"]
+        np.testing.assert_allclose(got, vector(ids(slow)), atol=1e-6)
 
 
 def test_a_replica_without_an_engine_is_replaced(cluster: Cluster) -> None:
@@ -282,26 +265,14 @@ def test_replicas_follow_the_tokens_that_wait(cluster: Cluster) -> None:
         "min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 0.2,
         "look_back_period_s": 1.0, "policy": policy,
     }  # fmt: skip
-    url = run_fake(
-        cluster, "scaled", {"autoscaling_config": scaling, "ray_actor_options": {"num_cpus": CPUS}}
-    )
+    run_fake(cluster, "scaled", {"autoscaling_config": scaling, "ray_actor_options": {"num_cpus": CPUS}})
     assert len(pids("scaled")) == 1
-    done = threading.Event()
-
-    def keep_asking() -> None:
-        with httpx.Client(timeout=60) as http:
-            while not done.is_set():
-                http.post(f"{url}/v1/embeddings", json={"input": "world"})
-
-    clients = [threading.Thread(target=keep_asking) for _ in range(40)]
-    for client in clients:
-        client.start()
+    clients = Burst(cluster.port, "/scaled", "world", 40, again=True)
     try:
         until(lambda: len(pids("scaled")) == 2)
     finally:
-        done.set()
-        for client in clients:
-            client.join(60)
+        answers = clients.end()
+    assert {answer.status for answer in answers} == {200}
     until(lambda: len(pids("scaled")) == 1)
     serve.delete("scaled")
 
