@@ -13,6 +13,7 @@ import msgspec
 from bei.errors import InputError
 from bei.runtime.http.settings import DRAIN_SECONDS, Settings
 from bei.runtime.keys import VARIABLE, find_keys
+from bei.runtime.pace import HANG_SECONDS
 from bei.runtime.serve import Options, ServedAs
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -40,6 +41,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     normalize: Literal["model", "always"] = "model"
     max_queue_tokens: Positive = Options().max_queue_tokens
     max_body_bytes: Positive = Settings().max_body_bytes
+    hang_seconds: Positive = int(HANG_SECONDS)
     drain_seconds: Annotated[int, msgspec.Meta(ge=0)] = DRAIN_SECONDS
     api_key_file: str | None = None
     api_key_variable: str | None = None
@@ -68,6 +70,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 always_normalize=self.normalize == "always",
             ),
             max_queue_tokens=self.max_queue_tokens,
+            hang_seconds=self.hang_seconds,
             keys=find_keys(file, environment, variable=self.api_key_variable or VARIABLE),
             origins=tuple(self.cors_origins),
             access_log=self.access_log,

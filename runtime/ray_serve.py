@@ -22,6 +22,7 @@ from bei.runtime.http.observe import REQUEST_ID
 from bei.runtime.process import SLACK_SECONDS
 from bei.runtime.ray_arguments import Arguments, read_arguments
 from bei.runtime.ray_autoscaling import Load
+from bei.runtime.ray_metrics import RayMetrics
 from bei.runtime.serve import Engines, application, warm_services
 
 NAME = "bei"
@@ -30,7 +31,7 @@ NAME = "bei"
 MAX_ONGOING_REQUESTS = 1 << 16
 """Beyond what a replica refuses by itself."""
 
-MAX_CONSTRUCTOR_RETRIES = 3
+MAX_CONSTRUCTOR_RETRIES = 2
 """A bundle that cannot be served will not be the next time either."""
 
 
@@ -55,7 +56,7 @@ class Replica:
             warm_services(arguments.served(), _engines(arguments), options, start)
         )
         self._app = BehindProxy(self._held.enter_context(application(self._services, options, start)))
-        self._load = Load(self._services)
+        self._load, self._metrics = Load(self._services), RayMetrics(self._services)
         start.reached("ready")
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -63,7 +64,8 @@ class Replica:
         return self._app
 
     async def check_health(self) -> None:
-        """Called by Ray, which replaces a replica for which this raises. Raises EngineLost."""
+        """Called by Ray every other second; it replaces a replica for which this raises. Raises EngineLost."""
+        self._metrics.publish()
         lost = [service.name for service in self._services if service.lost]
         if lost:
             raise EngineLost(f"{', '.join(lost)}: no engine is left.")

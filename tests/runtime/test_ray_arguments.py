@@ -28,6 +28,7 @@ def test_a_folder_a_list_and_a_command_line() -> None:
 def test_defaults_are_those_of_bei_serve() -> None:
     options, told = read_arguments({"bundles": "/a"}).options({}), parser().parse_args(["/a"])
     assert options.max_queue_tokens == told.max_queue_tokens
+    assert options.hang_seconds == told.hang_seconds
     assert options.settings.max_body_bytes == told.max_body_bytes
     assert options.settings.drain_seconds == told.drain_seconds
     assert options.settings.always_normalize == (told.normalize == "always")

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,23 @@ def test_replicas_follow_the_tokens_that_wait(cluster: Cluster) -> None:
     assert {answer.status for answer in answers} == {200}
     until(lambda: len(pids("scaled")) == 1)
     serve.delete("scaled")
+
+
+def test_rays_exporter_knows_every_replica(served: Cluster) -> None:
+    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+    wanted = {replica["replica_id"] for replica in replicas("bei")}
+    with crowd(served.port, BUNDLES) as seen:
+        until(lambda: exported(ports, "ray_bei_ready") >= wanted)
+        until(lambda: exported(ports, "ray_bei_tokens_total") >= wanted)
+    assert set(seen) == {served.current}
+
+
+def exported(ports: Iterable[int], metric: str) -> set[str]:
+    """The replicas of which Ray's exporters have a metric above 0, for the model by its name."""
+    texts = (httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports)
+    lines = re.findall(rf"^{metric}{{(.*)}} (\S+)$", "\n".join(texts), re.MULTILINE)
+    labels = [dict(re.findall(r'(\w+)="([^"]*)"', of)) for of, value in lines if float(value) > 0]
+    return {found["replica"] for found in labels if found["model"] == "minilm"}
 
 
 def test_a_bundle_that_cannot_be_served_changes_nothing(served: Cluster) -> None:
