@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from bei.compiler.build import BuildOptions, Certify, compile_bundle, plan_build
-from bei.compiler.cache.cache import Compiled, compile_cached, open_cache
+from bei.compiler.cache.cache import Compiled, compile_request, open_cache
+from bei.compiler.cache.request import request_of
 from bei.compiler.engines.portability import HARDWARE_COST, LEVELS, VERSION_COST, Portability
 from bei.compiler.planning.show import as_json, show, surprises
 from bei.compiler.progress import Progress, for_stderr
@@ -162,7 +163,9 @@ def _compiled(
     options: BuildOptions, cache: str | None, progress: Progress, certify: Certify | None
 ) -> Compiled:
     if cache is not None:
-        return compile_cached(options, open_cache(cache), progress=progress, certify=certify, warn=_warn)
+        place = open_cache(cache)
+        request = request_of(options, certified=certify is not None, progress=progress)
+        return compile_request(request, place, progress=progress, certify=certify, warn=_warn)
     out, manifest = compile_bundle(options, progress=progress, certify=certify)
     return Compiled(out=out, manifest=manifest, cached=False)
 

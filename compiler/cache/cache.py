@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bei.compiler.build import BuildOptions, Certify, compile_checkpoint
+from bei.compiler.build import Certify, compile_checkpoint
 from bei.compiler.bundle import BundleWriter, writing
 from bei.compiler.cache.entry import DamagedEntry, pack, unpack
-from bei.compiler.cache.request import Request, request_of
+from bei.compiler.cache.request import Request
 from bei.compiler.progress import QUIET, Progress
 from bei.errors import InputError
 from bei.manifest import Manifest
@@ -40,31 +40,24 @@ class Compiled:
     cached: bool
 
 
-def compile_cached(
-    options: BuildOptions,
-    cache: "Cache",
+def compile_request(
+    request: Request,
+    cache: "Cache | None",
     *,
     progress: Progress = QUIET,
     certify: Certify | None = None,
     warn: Warn,
 ) -> Compiled:
-    """`compile_bundle`, unless the cache has the bundle already. Raises BeiError."""
-    request = request_of(options, certified=certify is not None, progress=progress)
-    manifest = cache.restore(request, warn)
+    """What was asked for, from the cache or else built, and then kept there. Raises BeiError."""
+    manifest = None if cache is None else cache.restore(request, warn)
     if manifest is not None:
         return Compiled(out=request.out, manifest=manifest, cached=True)
-    out, manifest = build(request, progress=progress, certify=certify)
-    cache.keep(request, manifest, warn)
-    return Compiled(out=out, manifest=manifest, cached=False)
-
-
-def build(
-    request: Request, *, progress: Progress = QUIET, certify: Certify | None = None
-) -> tuple[Path, Manifest]:
-    """What was asked for, from where the request left it. Raises BeiError."""
-    return compile_checkpoint(
+    out, manifest = compile_checkpoint(
         request.checkpoint, request.options, source=request.source, progress=progress, certify=certify
     )
+    if cache is not None:
+        cache.keep(request, manifest, warn)
+    return Compiled(out=out, manifest=manifest, cached=False)
 
 
 def open_cache(uri: str) -> "Cache":

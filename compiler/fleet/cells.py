@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import msgspec
 from bei.adapters.registry import adapter_for
 from bei.cards import card
 from bei.compiler.build import BuildOptions
-from bei.compiler.cache.cache import build, open_cache
+from bei.compiler.cache.cache import compile_request, open_cache
 from bei.compiler.cache.request import Request, request_of
 from bei.compiler.engines.portability import NOT_PORTABLE
 from bei.compiler.planning.show import surprises
@@ -108,20 +108,15 @@ def _compiled(task: CellTask) -> Cell:
     if task.earlier is not None and _still_there(task.earlier, request):
         return msgspec.structs.replace(task.earlier, outcome="kept", warnings=())
     warnings: list[str] = []
-    cache = None if task.cache is None else open_cache(task.cache)
-    cached = cache is not None and cache.restore(request, warnings.append) is not None
-    if not cached:
-        _, manifest = build(request, certify=_certifier() if task.certified else None)
-        if cache is not None:
-            cache.keep(request, manifest, warnings.append)
-    return _found(task, request, "cached" if cached else "built", warnings)
-
-
-def _found(task: CellTask, request: Request, outcome: Outcome, warnings: Sequence[str]) -> Cell:
-    """The cell of the bundle that is there now."""
+    compiled = compile_request(
+        request,
+        None if task.cache is None else open_cache(task.cache),
+        certify=_certifier() if task.certified else None,
+        warn=warnings.append,
+    )
     manifest = read_bundle(request.out).manifest
     return task.cell(
-        outcome=outcome,
+        outcome="cached" if compiled.cached else "built",
         verdict=manifest.parity.verdicts[task.target],
         bundle=task.bundle,
         size=sum(record.size for record in manifest.files.values()),

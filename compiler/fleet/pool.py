@@ -86,10 +86,10 @@ class _Children:
         if child is None:
             return Answer(lost="interrupted")
         answer = child.ask(request)
-        if answer is not None and not self._fresh:
-            with self._lock:
+        with self._lock:
+            if answer is not None and not self._fresh and not self._closed:
                 self._idle.append(child)
-            return answer
+                return answer
         child.stop()
         with self._lock:
             self._all.remove(child)
