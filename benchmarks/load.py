@@ -62,6 +62,10 @@ async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> 
     return Load(texts=sum(map(len, batches)), seconds=seconds, latencies=sorted(latencies))
 
 
+IDLE_SECONDS = 2
+"""After which `run_at` takes no connection again: servers close them after five or so."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
     """One request of `run_at`: when it was written, from the beginning, and how long its answer took, in seconds."""
@@ -80,18 +84,26 @@ def run_at(url: str, batches: Sequence[Sequence[str]], moments: Sequence[float])
 async def _run_at(url: str, batches: Sequence[Sequence[str]], moments: Sequence[float]) -> list[Sent]:
     parts = urlsplit(url)
     requests = [request(parts.path, parts.netloc, batch) for batch in batches]
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
     began = time.perf_counter()
 
+    async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while idle:
+            since, reader, writer = idle.pop()
+            if time.perf_counter() - since < IDLE_SECONDS:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(parts.hostname, parts.port)
+
     async def send(index: int) -> Sent:
-        reader, writer = idle.pop() if idle else await asyncio.open_connection(parts.hostname, parts.port)
+        reader, writer = await connected()
         at = time.perf_counter()
         writer.write(requests[index])
         status, body = await read_answer(reader)
         latency = time.perf_counter() - at
         if status != 200:
             raise SystemExit(f"{url}: status {status}: {body[:300]!r}")
-        idle.append((reader, writer))
+        idle.append((time.perf_counter(), reader, writer))
         return Sent(at=at - began, latency=latency)
 
     tasks = []
@@ -99,7 +111,7 @@ async def _run_at(url: str, batches: Sequence[Sequence[str]], moments: Sequence[
         await asyncio.sleep(max(0.0, began + moment - time.perf_counter()))
         tasks.append(asyncio.create_task(send(index)))
     sent = await asyncio.gather(*tasks)
-    for _, writer in idle:
+    for _, _, writer in idle:
         writer.close()
     return list(sent)
 
