@@ -50,13 +50,15 @@ _IN_PRODUCT: frozenset[Act] = frozenset({"gelu", "gelu_tanh", "relu", "identity"
 _MASK, _BIAS = 1.9, 2.1  # bytes per query and key: of a window or causal mask; per head, of a bias
 _SCORES = 6.0  # the same for scores that go through memory
 _TABLE = 20  # bytes per query and key, once a batch, of looking relative positions up
-_SMALL, _WORKSPACE = 1 << 21, 8_200_000  # below so many elements a product is split over its inner axis
+_SMALL, _NARROW, _WORKSPACE = 1 << 21, 1024, 8_200_000
+"""Products of so few elements, in models so narrow, are split over their inner axis, and the parts need bytes."""
 
 
 def activation_bytes(cfg: EncoderConfig, rows: int, length: int) -> int:
     """Bytes for ``rows`` full rows of ``length`` tokens, padded or packed (packing saves time, not this memory)."""
     tokens = rows * length
-    mlp = tokens * _mlp(cfg) + (_WORKSPACE if tokens * cfg.dim <= _SMALL else 0)
+    split = tokens * cfg.dim <= _SMALL and cfg.dim <= _NARROW
+    mlp = tokens * _mlp(cfg) + (_WORKSPACE if split else 0)
     pairs = length * length
     once = _TABLE * pairs if isinstance(cfg.bias, RelativeBuckets) else 0
     return round(max(tokens * _attention(cfg) + once, mlp) + rows * pairs * _per_pair(cfg))
