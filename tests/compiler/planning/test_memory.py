@@ -147,6 +147,6 @@ def test_a_build_takes_what_its_builder_or_its_parity_takes(tmp_path: Path) -> N
     numbers = sum(int(np.prod(weight.shape)) for weight in weights.values())
     assert build_memory(None, weights, certified=False) == HOST_BASE
     assert build_memory(plan, weights, certified=False) == plan.host > HOST_BASE
-    assert build_memory(None, weights, certified=True) == PARITY_BASE + 12 * numbers
+    assert build_memory(None, weights, certified=True) == PARITY_BASE + 8 * numbers
     huge = replace(plan, host=10**12)
     assert build_memory(huge, weights, certified=True) == 10**12
