@@ -192,16 +192,15 @@ def test_a_node_is_drained_as_kubernetes_would(served: Cluster) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_replica_ends_under_load(served: Cluster, number: signal.Signals) -> None:
-    """Told to, it finishes what it has accepted; killed, it takes along what it was working on."""
+    """Told to, it finishes what it has accepted; killed, it takes along what it was working on: one request a client."""
     before = pids("bei")
     with crowd(served.port, BUNDLES) as seen:
         more(seen, served.current)
         os.kill(min(before), number)
         until(lambda: len(pids("bei")) == 2 and pids("bei") != before)
-        failed = sum(seen.values()) - seen[served.current]
         more(seen, served.current)
     assert set(seen) <= {served.current, "500"}, seen
-    assert seen["500"] == failed <= (CLIENTS if number == signal.SIGKILL else 0)
+    assert seen["500"] <= (CLIENTS if number == signal.SIGKILL else 0)
 
 
 FAKE = {"num_replicas": 1, "ray_actor_options": {"num_cpus": CPUS}}
