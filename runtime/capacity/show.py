@@ -5,12 +5,19 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Column, Table
 
+from bei.cards import CPU
 from bei.runtime.capacity.plan import Option, Plan
 
 ASSUMPTIONS = (
     "Each row is one replica at its share of the load, in simulated time, by the scheduler that serves: requests arrive "
     "at random and are spread at random over the replicas (a balancer that looks at the load does no worse)."
 )
+
+CPU_CAVEAT = (
+    "A CPU that also runs the server keeps less than this promises: on two cores the measured p99 was 1.7 to 4 times the "
+    "simulated one at 30 to 70% of saturation, and saturation 0.74 of it. Leave room, and try it with your load."
+)
+"""From benchmarks/results/capacity.md."""
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -59,6 +66,8 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield from (f"  {line}" for line in one.advice)
         yield f"  Times of the engine: {one.curve}. Of tokenizer and server: {one.host}."
     yield f"\n{ASSUMPTIONS}"
+    if any(one.card == CPU for one in plan.options):
+        yield CPU_CAVEAT
     if any(one.spare for one in plan.options):
         yield "Figures are those of the replicas left when the spare ones are lost; the cost is that of all."
     if plan.cut:

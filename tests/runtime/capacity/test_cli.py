@@ -91,7 +91,8 @@ def test_a_plan_for_people(run: Run, bundle: Path, curves: Path) -> None:
     assert "1 + 1 spare" in out and "9.18*" in out
     for part in ("cuda-sm90", "bound by", "--max-batch-tokens", "spread at random", "An assumed price"):
         assert part in out
-    assert "a CPU" not in out
+    assert "a CPU" not in out and "Leave room" not in out
+    assert "Leave room" in run(bundle, *LOAD, "--device", "cpu")[1]
 
 
 def test_prices_are_the_users(run: Run, bundle: Path, curves: Path, tmp_path: Path) -> None:
