@@ -96,12 +96,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR|URI",
         help="of finished bundles: what is in it is not built again (needs bei[embed])",
     )
-    p.add_argument("--zoo", type=Path, metavar="FILE", help="every model of a zoo file instead of --repo")
+    add_zoo_flags(p, instead_of="--repo", workers="builds at a time (default: a CPU each)")
+    p.add_argument("--offline", action="store_true", help="use the Hub cache only")
+    p.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return p
+
+
+def add_zoo_flags(p: argparse.ArgumentParser, *, instead_of: str, workers: str) -> None:
+    """What says which models of a zoo file, and where the work is done."""
+    p.add_argument(
+        "--zoo", type=Path, metavar="FILE", help=f"every model of a zoo file instead of {instead_of}"
+    )
     p.add_argument("--only", metavar="GLOB", help="with --zoo: the models whose owner/name matches")
     p.add_argument("--weights", type=Path, metavar="DIR", help="with --zoo: real weights, in owner--name")
-    p.add_argument(
-        "--workers", type=int, metavar="N", help="with --zoo: builds at a time (default: a CPU each)"
-    )
+    p.add_argument("--workers", type=int, metavar="N", help=f"with --zoo: {workers}")
     p.add_argument(
         "--ray",
         nargs="?",
@@ -109,9 +117,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="with --zoo: on a Ray cluster (without an address: the one this machine belongs to, or itself)",
     )
-    p.add_argument("--offline", action="store_true", help="use the Hub cache only")
-    p.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bei.compiler.cli import NOTHING_LEFT, report_errors
+from bei.compiler.cli import NOTHING_LEFT, add_zoo_flags, report_errors
 from bei.compiler.parity import polygraphy_runner
 from bei.compiler.parity.bundles import (
     Texts,
@@ -59,17 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--json", type=Path, metavar="FILE", help="write a copy of the report")
     p.add_argument("--html", type=Path, metavar="FILE", help="write a copy of the page")
-    p.add_argument("--zoo", type=Path, metavar="FILE", help="every model of a zoo file instead of a bundle")
-    p.add_argument("--only", metavar="GLOB", help="with --zoo: the models whose owner/name matches")
-    p.add_argument("--weights", type=Path, metavar="DIR", help="with --zoo: real weights, in owner--name")
-    p.add_argument("--workers", type=int, metavar="N", help="with --zoo: processes (default 1)")
-    p.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="with --zoo: on a Ray cluster (without an address: the one this machine belongs to, or itself)",
-    )
+    add_zoo_flags(p, instead_of="a bundle", workers="processes (default 1)")
     return p
 
 
