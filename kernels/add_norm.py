@@ -57,6 +57,35 @@ def reference(
 
 
 @triton.jit
+def store_norm(
+    s, row, d, live, weight, bias, total, half, brain, full,
+    TOTAL_STRIDE: tl.constexpr, HALF_STRIDE: tl.constexpr, BRAIN_STRIDE: tl.constexpr, FULL_STRIDE: tl.constexpr,
+    D: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    """s [R, BLOCK_D] in fp32, 0 from column D on, and its norm to whichever outputs there are. ``row`` int64 [R, 1], ``d``
+    [1, BLOCK_D]; ``live`` where both are inside."""
+    if total is not None:
+        tl.store(total + row * TOTAL_STRIDE + d, s.to(total.dtype.element_ty), mask=live)
+    y = s
+    if KIND == "layer":
+        mean = tl.sum(s, 1)[:, None] / D
+        centred = tl.where(d < D, s - mean, 0.0)
+        y = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / D + EPS)
+    elif KIND == "rms":
+        y = s * tl.rsqrt(tl.sum(s * s, 1)[:, None] / D + EPS)
+    if weight is not None:
+        y *= tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
+    if bias is not None:
+        y += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
+    if half is not None:
+        tl.store(half + row * HALF_STRIDE + d, y.to(half.dtype.element_ty), mask=live)
+    if brain is not None:
+        tl.store(brain + row * BRAIN_STRIDE + d, y.to(brain.dtype.element_ty), mask=live)
+    if full is not None:
+        tl.store(full + row * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
+
+
+@triton.jit
 def _add_norm(
     x, a, weight, bias, total, half, brain, full, rows,
     X_STRIDE: tl.constexpr, A_STRIDE: tl.constexpr, TOTAL_STRIDE: tl.constexpr, HALF_STRIDE: tl.constexpr,
@@ -71,25 +100,10 @@ def _add_norm(
         s += tl.load(a + r * A_STRIDE + d, mask=live, other=0.0).to(tl.float32)
     if FACTOR != 1.0:
         s *= FACTOR
-    if total is not None:
-        tl.store(total + r * TOTAL_STRIDE + d, s.to(total.dtype.element_ty), mask=live)
-    y = s
-    if KIND == "layer":
-        mean = tl.sum(s, 1)[:, None] / D
-        centred = tl.where(d < D, s - mean, 0.0)
-        y = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / D + EPS)
-    elif KIND == "rms":
-        y = s * tl.rsqrt(tl.sum(s * s, 1)[:, None] / D + EPS)
-    if weight is not None:
-        y *= tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
-    if bias is not None:
-        y += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
-    if half is not None:
-        tl.store(half + r * HALF_STRIDE + d, y.to(half.dtype.element_ty), mask=live)
-    if brain is not None:
-        tl.store(brain + r * BRAIN_STRIDE + d, y.to(brain.dtype.element_ty), mask=live)
-    if full is not None:
-        tl.store(full + r * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
+    store_norm(
+        s, r, d, live, weight, bias, total, half, brain, full,
+        TOTAL_STRIDE, HALF_STRIDE, BRAIN_STRIDE, FULL_STRIDE, D, KIND, EPS,
+    )  # fmt: skip
 
 
 def tile(block: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from bei.cuda_plan import Size
-from bei.kernels.add_norm import OUTPUTS, Kind, normalise, tile
+from bei.kernels.add_norm import OUTPUTS, Kind, normalise, store_norm, tile
 from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
 if TYPE_CHECKING:
@@ -68,26 +68,10 @@ def _embed(
     if position_table is not None:
         row = tl.load(positions + t, mask=real, other=0).to(tl.int64)[:, None]
         s += tl.load(position_table + row * D + d, mask=live, other=0.0).to(tl.float32)
-    at = t.to(tl.int64)[:, None]
-    if total is not None:
-        tl.store(total + at * TOTAL_STRIDE + d, s.to(total.dtype.element_ty), mask=live)
-    y = s
-    if KIND == "layer":
-        mean = tl.sum(s, 1)[:, None] / D
-        centred = tl.where(d < D, s - mean, 0.0)
-        y = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / D + EPS)
-    elif KIND == "rms":
-        y = s * tl.rsqrt(tl.sum(s * s, 1)[:, None] / D + EPS)
-    if weight is not None:
-        y *= tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
-    if bias is not None:
-        y += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
-    if half is not None:
-        tl.store(half + at * HALF_STRIDE + d, y.to(half.dtype.element_ty), mask=live)
-    if brain is not None:
-        tl.store(brain + at * BRAIN_STRIDE + d, y.to(brain.dtype.element_ty), mask=live)
-    if full is not None:
-        tl.store(full + at * FULL_STRIDE + d, y.to(full.dtype.element_ty), mask=live)
+    store_norm(
+        s, t.to(tl.int64)[:, None], d, live, weight, bias, total, half, brain, full,
+        TOTAL_STRIDE, HALF_STRIDE, BRAIN_STRIDE, FULL_STRIDE, D, KIND, EPS,
+    )  # fmt: skip
 
 
 def plan(forms: Forms, *, sm: int, scale: float, kind: Kind, eps: float) -> KernelLaunch:
