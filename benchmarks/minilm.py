@@ -2,8 +2,10 @@
 
 import importlib.util
 import random
+import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 WORDS = [
@@ -85,6 +87,21 @@ def lognormal_texts(count: int, *, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     lengths = [min(250, max(1, round(rng.lognormvariate(3.85, 0.75)))) for _ in range(count)]
     return [" ".join(rng.choice(WORDS) for _ in range(length)) for length in lengths]
+
+
+def prose_texts(count: int, *, seed: int = 0) -> list[str]:
+    """As many words, but cut out of the docstrings of Python's own library: sentences, names and code, of which many words
+    occur once."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    found = [re.findall(r'"""(.*?)"""', file.read_text(errors="replace"), re.DOTALL) for file in files]
+    words = " ".join(text for texts in found for text in texts).split()
+    rng = random.Random(seed)
+    texts = []
+    for text in lognormal_texts(count, seed=seed):
+        length = text.count(" ") + 1
+        start = rng.randrange(len(words) - length)
+        texts.append(" ".join(words[start : start + length]))
+    return texts
 
 
 def short_texts(count: int, *, seed: int = 0) -> list[str]:

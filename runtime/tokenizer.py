@@ -4,7 +4,7 @@ The library object is never reconfigured once loaded, so one `Tokenizer` serves 
 done here, on the finished ids, and gives what the library's own would have given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
@@ -17,6 +17,7 @@ from bei.errors import BundleError, InputError
 from bei.manifest import TokenizerSpec
 from bei.runtime.bundle import Bundle
 from bei.runtime.executor import Ids, Row
+from bei.runtime.pieces import pieces_of
 from bei.runtime.windows import Windows
 
 Side = Literal["left", "right"]
@@ -63,6 +64,7 @@ class Tokenizer:
         self._encode_batch = library.encode_batch_fast if library.post_processor else library.encode_batch
         self._special_ids = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._windows = Windows(library)
+        self._pieces = pieces_of(library)
         self._word_pieces = bool(getattr(library.model, "continuing_subword_prefix", None))
         self._count_prompt = lru_cache(PROMPTS_REMEMBERED)(self._count_prompt_uncached)
 
@@ -86,14 +88,11 @@ class Tokenizer:
         names = range(len(inputs)) if positions is None else positions
         texts = [_as_text(item, name) for item, name in zip(inputs, names, strict=True)]
         skip = self.prompt_tokens(prompt, max_length) if prompt else 0
-        encodings = iter(self._encode_batch([_prompted(text, prompt) for text in texts if text is not None]))
+        prompted = [_prompted(text, prompt) for text in texts if text is not None]
+        tokenized = iter(self._tokenized(prompted, skip, max_length, side))
         rows = []
         for item, text, name in zip(inputs, texts, names, strict=True):
-            if text is None:
-                row = self._given_row(item, name, max_length, side)
-            else:
-                encoding = next(encodings)
-                row = _row(encoding, _kept(encoding, max_length, side), skip)
+            row = self._given_row(item, name, max_length, side) if text is None else next(tokenized)
             _check_row(row, name, truncate, max_length)
             rows.append(row)
         return rows
@@ -173,6 +172,22 @@ class Tokenizer:
     def _count_prompt_uncached(self, prompt: str) -> tuple[int, bool]:
         ids = self._library.encode(prompt).ids
         return len(ids), bool(ids) and ids[-1] in self._special_ids
+
+    def _tokenized(
+        self, texts: Sequence[str | Pair], skip: int, max_length: int, side: Side
+    ) -> Iterator[Row]:
+        """A row a text; ``skip`` tokens of each are a prompt's."""
+        pieces = self._pieces
+        singles = [text for text in texts if isinstance(text, str)]
+        joined = pieces.encode(singles) if pieces and len(singles) == len(texts) else None
+        if pieces is None or joined is None:
+            for encoding in self._encode_batch(texts):
+                yield _row(encoding, _kept(encoding, max_length, side), skip)
+            return
+        for ids in joined:
+            fits = len(ids) <= max_length
+            keep = None if fits else _keep(pieces.sequence(len(ids)), max_length, side)
+            yield _cut(ids, np.zeros(len(ids), np.int32), keep, skip)
 
     def _spans(self, text: str, encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None) -> Spans:
         row = _row(encoding, keep, 0)
@@ -264,14 +279,19 @@ def _as_ids(item: object, index: int, vocab: int) -> Ids:
 
 
 def _kept(encoding: tokenizers.Encoding, max_length: int, side: Side) -> npt.NDArray[np.bool_] | None:
-    """bool [n], True for the tokens that truncation leaves; None where all stay.
-
-    Special tokens stay. The rest is cut as `tokenizers` does for ``longest_first``: a pair's longer half first.
-    """
+    """bool [n], True for the tokens that truncation leaves; None where all stay."""
     if len(encoding) <= max_length:
         return None
     sequence = np.array([-1 if s is None else s for s in encoding.sequence_ids])
     sequence[np.array(encoding.special_tokens_mask, bool)] = -1
+    return _keep(sequence, max_length, side)
+
+
+def _keep(sequence: npt.NDArray[np.int64], max_length: int, side: Side) -> npt.NDArray[np.bool_]:
+    """bool [n], True for the tokens that truncation leaves, of whose texts ``sequence`` tells the number.
+
+    Special tokens (-1) stay. The rest is cut as `tokenizers` does for ``longest_first``: a pair's longer half first.
+    """
     special = sequence < 0
     room = max_length - int(special.sum())
     if room <= 0:
@@ -299,7 +319,10 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _row(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None, prompt_tokens: int) -> Row:
-    ids, types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
+    return _cut(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32), keep, prompt_tokens)
+
+
+def _cut(ids: Ids, types: Ids, keep: npt.NDArray[np.bool_] | None, prompt_tokens: int) -> Row:
     if keep is None:
         return Row(ids=ids, types=types, prompt_tokens=prompt_tokens)
     kept = ids[keep]
