@@ -18,7 +18,7 @@ from benchmarks.minilm import lognormal_texts
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What came of it: ``seconds`` in all, and each request's latency in seconds, in ascending order."""
+    """What came of it: ``seconds`` in all, and each request's latency in seconds, in the order of the answers."""
 
     texts: int
     seconds: float
@@ -30,7 +30,8 @@ class Load:
 
     def quantile(self, share: float) -> float:
         """A latency in milliseconds."""
-        return 1000 * self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
+        ordered = sorted(self.latencies)
+        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def run(url: str, batches: Sequence[Sequence[str]], connections: int) -> Load:
@@ -59,7 +60,7 @@ async def _run(url: str, batches: Sequence[Sequence[str]], connections: int) -> 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(min(connections, len(batches)))))
     seconds = time.perf_counter() - began
-    return Load(texts=sum(map(len, batches)), seconds=seconds, latencies=sorted(latencies))
+    return Load(texts=sum(map(len, batches)), seconds=seconds, latencies=latencies)
 
 
 IDLE_SECONDS = 2

@@ -54,23 +54,19 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def bei_serve(bundle: Path, threads: int) -> tuple[list[str], str]:
+    """Command and route."""
+    options = ["--threads", str(threads), "--port", "{port}"]
+    return [sys.executable, "-m", "bei.runtime.cli", str(bundle), *options], "/v1/embeddings"
+
+
 def commands(bundle: Path, infinity: str | None) -> dict[str, tuple[list[str], str]]:
     """Command and route of each server by name; {port} is filled in."""
     here = Path(__file__).parent
     model = str(checkpoint())
-    bei_serve = [
-        sys.executable,
-        "-m",
-        "bei.runtime.cli",
-        str(bundle),
-        "--threads",
-        str(THREADS),
-        "--port",
-        "{port}",
-    ]
     plain = [sys.executable, str(here / "plain_server.py"), model, "{port}", str(THREADS)]
     found = {
-        "bei-serve": (bei_serve, "/v1/embeddings"),
+        "bei-serve": bei_serve(bundle, THREADS),
         "sentence-transformers + FastAPI": (plain, "/v1/embeddings"),
     }
     if infinity is not None:

@@ -253,7 +253,7 @@ def _measured(curves: Curves, args: argparse.Namespace) -> str:
     if args.json:
         return msgspec.json.format(msgspec.json.encode(curves), indent=2).decode()
     return "\n".join(
-        f"{one.device}, {one.target}: {len(one.points)} sizes, at best "
+        f"{one.device}, {one.target}: {len({(point.length, point.tokens) for point in one.points})} sizes, at best "
         f"{max(point.calls * point.tokens / point.seconds for point in one.points):,.0f} tokens/s"
         for one in curves.engines
     )

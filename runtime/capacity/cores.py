@@ -6,6 +6,7 @@ threads want one than there are cores, all go slower by the same factor, as unde
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -40,8 +41,14 @@ class Cores:
         self._calls: list[Job] = []
         self._since = loop.time()
         self._alarm: asyncio.TimerHandle | None = None
+        self._last_call = -math.inf
         self.engine_busy = 0.0
         """Seconds in which at least one call was in flight."""
+
+    @property
+    def engine_rest(self) -> float:
+        """Seconds since the last call ended; 0 while one is in flight."""
+        return 0.0 if self._calls else self._loop.time() - self._last_call
 
     def thread(self, seconds: float) -> "asyncio.Future[None]":
         """Done when one thread has had so many CPU seconds."""
@@ -92,6 +99,8 @@ class Cores:
         """``first`` is done, and what happens to be done with it."""
         self._catch_up()
         first.left = 0.0
+        if self._calls:
+            self._last_call = self._since
         for jobs in (self._threads, self._calls):
             for job in [job for job in jobs if job.left <= DONE]:
                 jobs.remove(job)

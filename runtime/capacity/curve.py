@@ -15,12 +15,19 @@ import msgspec
 
 from bei.manifest import Device, Layout
 
+RESTED = 0
+"""In the place of a number of calls: one call, before which the engine had nothing to do for REST seconds."""
+
+REST = 0.02
+"""After which a call takes clearly longer than in the middle of work: its weights have left the caches."""
+
 SHAPE = ("dim", "heads", "kv_heads", "head_dim", "ffn", "act", "gated", "bias")
 """What an encoder's time depends on, beside its layers."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """``length``: the longest text's of a padded batch; the `effective_length` of a packed one."""
+    """``calls`` in flight, or RESTED. ``length``: the longest text's of a padded batch; the `effective_length` of a packed
+    one."""
 
     calls: int
     length: float
@@ -58,13 +65,15 @@ class EngineCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class HostCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds of CPU for one request: of the event loop ``request`` and ``text`` for each text; of a tokenizer thread
-    ``tokenize_text`` and ``tokenize_token``. ``idle`` passes with nothing busy: wake-ups, the loopback."""
+    ``tokenize_request``, ``tokenize_text`` and ``tokenize_token``. ``idle`` passes with nothing busy: wake-ups, the
+    loopback."""
 
     device: str
     cores: int
     source: str
     request: float
     text: float
+    tokenize_request: float = 0.0
     tokenize_text: float
     tokenize_token: float
     idle: float
@@ -91,8 +100,15 @@ class Times:
     def seconds(self, lengths: Sequence[int]) -> tuple[float, ...]:
         """Of a call with texts of these lengths: with one call in flight, with two, … as many as can be."""
         tokens, length = self.batch(lengths)
-        measured = {calls: lines.seconds(tokens, length) for calls, lines in self._lines.items()}
+        measured = {k: lines.seconds(tokens, length) for k, lines in self._lines.items() if k != RESTED}
         return tuple(_between(measured, calls) for calls in range(1, self.curve.concurrency + 1))
+
+    def rested(self, lengths: Sequence[int]) -> float:
+        """How many times as long such a call takes after REST seconds of nothing; 1 where that was not measured."""
+        if RESTED not in self._lines:
+            return 1.0
+        tokens, length = self.batch(lengths)
+        return max(1.0, self._lines[RESTED].seconds(tokens, length) / self.seconds(lengths)[0])
 
     def batch(self, lengths: Sequence[int]) -> tuple[int, float]:
         """Tokens computed, and the length that counts."""

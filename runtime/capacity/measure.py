@@ -9,13 +9,14 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 import bei
 from bei.cards import CPU, card_of
 from bei.gpu import gpus
 from bei.runtime.batching import budget_for
-from bei.runtime.capacity.curve import EngineCurve, HostCosts, Point, grid, shape_of
-from bei.runtime.capacity.probe import TEXT, Probe, probing
+from bei.runtime.capacity.curve import REST, RESTED, EngineCurve, HostCosts, Point, grid, shape_of
+from bei.runtime.capacity.probe import TEXT, Probe, Spent, probing
 from bei.runtime.cpu import processor, usable_cpus
 from bei.runtime.executor import Executor, Row
 from bei.runtime.model import Model
@@ -29,13 +30,14 @@ SECONDS, CALLS = 0.15, 5
 ONE, MANY = 1, 32
 """Texts of the requests that tell what a request costs, and what a text."""
 
-REQUESTS = 200
+REQUESTS, REQUEST_SECONDS = 200, 5.0
+"""So many, or as many as are done in the time, but a twentieth at least."""
 
 Advance = Callable[[str], None]
 
 
 def measure_engine(model: Model, advance: Advance = lambda what: None) -> EngineCurve:
-    """Every size of the grid, with one call in flight and with as many as the engine takes."""
+    """Every size of the grid: after a rest, with one call in flight, and with as many as the engine takes."""
     record, limits = model.choice.record, model.manifest.limits
     on_cpu = record.device == "cpu"
     most = min(CPU_MAX_TOKENS, limits.max_batch_tokens) if on_cpu else limits.max_batch_tokens
@@ -46,8 +48,9 @@ def measure_engine(model: Model, advance: Advance = lambda what: None) -> Engine
         if not budget_for(record, limits, most).fits(rows, length, rows * length):
             continue
         batch = [Row(ids=np.resize(row.ids, length), types=np.resize(row.types, length))] * rows
-        for calls in sorted({1, concurrency}):
-            advance(f"{record.target}: {rows} × {length} tokens, {calls} in flight")
+        for calls in sorted({RESTED, 1, concurrency}):
+            how = "rested" if calls == RESTED else f"{calls} in flight"
+            advance(f"{record.target}: {rows} × {length} tokens, {how}")
             seconds = _seconds(model.executor, batch, calls)
             points.append(Point(calls, length, rows * length, seconds))
     device = processor() if on_cpu else _gpu_name()
@@ -68,76 +71,87 @@ def measure_engine(model: Model, advance: Advance = lambda what: None) -> Engine
 
 
 def measure_host(model: Model, advance: Advance = lambda what: None) -> HostCosts:
-    """Tokenizer and server. The server is the real one, over an engine that answers at once."""
+    """Tokenizer and server, as they are between the engine's calls."""
     advance("tokenizer")
     per_text, per_token = _tokenizer(model)
     advance("server")
     with probing(model) as probe:
         one, many = _asked(probe, ONE), _asked(probe, MANY)
-    text = max(0.0, (many.loop - one.loop) / (MANY - ONE))
-    request = max(0.0, one.loop - text)
-    tokenize = per_text + len(model.tokenizer.encode([TEXT], max_length=model.max_length)[0].ids) * per_token
+    text = max(0.0, (many.spent.loop - one.spent.loop) / (MANY - ONE))
+    tokens, _ = _tokenized(model, 1)
     return HostCosts(
         device=processor(),
         cores=usable_cpus(),
         source=_source(),
-        request=request,
+        request=max(0.0, one.spent.loop - text),
         text=text,
+        tokenize_request=max(0.0, one.spent.tokenizer - per_text - tokens * per_token),
         tokenize_text=per_text,
         tokenize_token=per_token,
-        idle=max(0.0, one.latency - request - text - tokenize),
+        idle=max(0.0, one.idle),
     )
 
 
 class Asked(NamedTuple):
-    """Seconds a request: of the event loop's CPU, and until the answer was there (median)."""
+    """What was spent on a request (mean), and how much longer its answer took (median); in seconds."""
 
-    loop: float
-    latency: float
+    spent: Spent
+    idle: float
 
 
 def _asked(probe: Probe, texts: int) -> Asked:
-    for _ in range(REQUESTS // 10):
-        probe.ask(texts)
-    before = probe.loop_seconds()
-    latencies = [probe.ask(texts) for _ in range(REQUESTS)]
-    return Asked((probe.loop_seconds() - before) / REQUESTS, statistics.median(latencies))
+    probe.ask(texts)
+    until = time.perf_counter() + REQUEST_SECONDS
+    spent: list[npt.NDArray[np.float64]] = []
+    idle: list[float] = []
+    while len(idle) < REQUESTS // 20 or (len(idle) < REQUESTS and time.perf_counter() < until):
+        before, latency = probe.spent(), probe.ask(texts)
+        time.sleep(
+            REST
+        )  # what is left to do after the answer, and then a pause, as at any load that can be borne
+        after = probe.spent()
+        spent.append(np.subtract(after, before))
+        idle.append(latency - float(spent[-1].sum()))
+    return Asked(Spent(*np.mean(spent, axis=0).tolist()), statistics.median(idle))
 
 
 def _seconds(executor: Executor, batch: list[Row], calls: int) -> float:
-    """Of one call, with ``calls`` of them in flight all the time."""
+    """Of one call, with ``calls`` of them in flight all the time, or RESTED."""
     executor.run(batch)
 
     def repeat(until: float) -> list[float]:
         times: list[float] = []
         while len(times) < CALLS or time.perf_counter() < until:
+            if calls == RESTED:
+                time.sleep(REST)
             began = time.perf_counter()
             executor.run(batch)
             times.append(time.perf_counter() - began)
         return times
 
-    with ThreadPoolExecutor(calls) as pool:
+    lanes = max(1, calls)
+    with ThreadPoolExecutor(lanes) as pool:
         until = time.perf_counter() + SECONDS
-        found = [one for times in pool.map(repeat, [until] * calls) for one in times]
+        found = [one for times in pool.map(repeat, [until] * lanes) for one in times]
     return statistics.median(found)
 
 
 def _tokenizer(model: Model) -> tuple[float, float]:
     """CPU seconds of a text, and of each token, by the straight line through a short and a long text."""
-    (short, short_seconds), (long, long_seconds) = (_tokenized(model, words) for words in (1, 100))
+    (short, short_seconds), (long, long_seconds) = (_tokenized(model, times) for times in (1, 10))
     token = max(0.0, (long_seconds - short_seconds) / (long - short))
     return max(0.0, short_seconds - short * token), token
 
 
-def _tokenized(model: Model, words: int) -> tuple[int, float]:
-    """Tokens and seconds of one text, as a request of one text takes them."""
-    text = " ".join([TEXT] * words)
-    times: list[float] = []
+def _tokenized(model: Model, times: int) -> tuple[int, float]:
+    """Tokens and seconds of so many times the text in one, as a request of one text takes them."""
+    text = " ".join([TEXT] * times)
+    took: list[float] = []
     for _ in range(REQUESTS):
         began = time.perf_counter()
         (row,) = model.tokenizer.encode([text], max_length=sys.maxsize)
-        times.append(time.perf_counter() - began)
-    return len(row.ids), statistics.median(times)
+        took.append(time.perf_counter() - began)
+    return len(row.ids), statistics.median(took)
 
 
 def _gpu_name() -> str:

@@ -14,8 +14,8 @@ ASSUMPTIONS = (
 )
 
 CPU_CAVEAT = (
-    "A CPU that also runs the server keeps less than this promises: on two cores the measured p99 was 1.7 to 4 times the "
-    "simulated one at 30 to 70% of saturation, and saturation 0.74 of it. Leave room, and try it with your load."
+    "A server alone on its core kept within 12% of such figures at 30, 50 and 70% of saturation and when saturated: "
+    "throughput, p50 and p99. What else runs on the cores of a CPU engine is not in them. Leave room, and try it with your load."
 )
 """From benchmarks/results/capacity.md."""
 

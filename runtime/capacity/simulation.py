@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bei.errors import Overloaded
 from bei.runtime.batching import Budget
 from bei.runtime.capacity.cores import Cores
-from bei.runtime.capacity.curve import EngineCurve, HostCosts, Times
+from bei.runtime.capacity.curve import REST, EngineCurve, HostCosts, Times
 from bei.runtime.capacity.traffic import Arrival
 from bei.runtime.capacity.virtual_time import VirtualLoop, VirtualThreads
 from bei.runtime.executor import Output, Row
@@ -88,12 +88,18 @@ class ModelledExecutor:
         self.target = curve.target
         self.concurrency = curve.concurrency
         self._loop, self._cores = loop, cores
-        self._seconds = lru_cache(1 << 16)(Times(curve).seconds)
+        self._times = Times(curve)
+        self._seconds = lru_cache(1 << 16)(self._seconds_uncached)
 
     def run(self, rows: list[Row]) -> Output:
         lengths = tuple(sorted(len(row.ids) for row in rows))
-        self._loop.wait(self._cores.call(self._seconds(lengths)))
+        seconds, rested = self._seconds(lengths)
+        slower = 1 + (rested - 1) * min(1.0, self._cores.engine_rest / REST)
+        self._loop.wait(self._cores.call([slower * one for one in seconds]))
         return np.zeros((len(rows), 1), np.float32)
+
+    def _seconds_uncached(self, lengths: tuple[int, ...]) -> tuple[tuple[float, ...], float]:
+        return self._times.seconds(lengths), self._times.rested(lengths)
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -139,7 +145,10 @@ class Replica:
         self.loop_seconds += seconds
 
     async def _tokenize(self, lengths: Sequence[int]) -> None:
-        seconds = self.model.host.tokenize_text * len(lengths) + self.model.host.tokenize_token * sum(lengths)
+        host = self.model.host
+        seconds = (
+            host.tokenize_request + host.tokenize_text * len(lengths) + host.tokenize_token * sum(lengths)
+        )
         async with self._tokenizers:
             await self.cores.thread(seconds)
         self.tokenizer_seconds += seconds

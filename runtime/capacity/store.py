@@ -12,7 +12,9 @@ from bei.errors import InputError
 from bei.manifest import Manifest
 from bei.runtime.capacity.curve import EngineCurve, HostCosts, shape_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 has calls of a rested engine, and of the server what it takes between calls: what version 1 promised was too much."""
+
 KNOWN = "known.json"
 """Beside this module: what benchmarks/known_curves.py took from the committed results."""
 
@@ -72,7 +74,7 @@ def decode(data: bytes, where: str) -> Curves:
         found = plain.get("schema_version") if isinstance(plain, dict) else None
         if found != SCHEMA_VERSION:
             raise InputError(
-                f"{where}: schema version {found!r}, need {SCHEMA_VERSION}. Measure again with bei-plan --measure."
+                f"{where}: schema version {found!r}, need {SCHEMA_VERSION}. Delete it, and measure again with bei-plan --measure."
             )
         return msgspec.convert(plain, Curves)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:

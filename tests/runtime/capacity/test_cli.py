@@ -13,7 +13,7 @@ from tests.runtime.tiny import write_bundle
 from bei.runtime.bundle import read_bundle
 from bei.runtime.capacity import cli, measure
 from bei.runtime.capacity.cli import main
-from bei.runtime.capacity.curve import EngineCurve, shape_of
+from bei.runtime.capacity.curve import RESTED, EngineCurve, shape_of
 from bei.runtime.capacity.store import Curves, read_curves, write_curves
 
 LOAD = ["--rate", "50", "--length-distribution", "uniform:2,14", "--p99", "50"]
@@ -29,6 +29,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     monkeypatch.setattr(measure, "CALLS", 2)
     monkeypatch.setattr(measure, "REQUESTS", 10)
+    monkeypatch.setattr(measure, "REST", 0.0)
 
 
 @pytest.fixture
@@ -178,10 +179,10 @@ def test_the_first_plan_measures_this_machine(task: str, run: Run, tmp_path: Pat
     assert option["target"] == "onnxruntime-cpu" and option["replicas"] == 1
     kept = read_curves(tmp_path / "new.curves.json")
     (curve,), (host,) = kept.engines, kept.hosts
-    assert {point.calls for point in curve.points} == {1, curve.concurrency}
+    assert {point.calls for point in curve.points} == {RESTED, 1, curve.concurrency}
     assert max(point.length for point in curve.points) == 16 and curve.max_tokens <= 256
     assert all(point.seconds > 0 for point in curve.points)
-    assert host.request > 0 and host.tokenize_text >= 0 and host.cores >= 1
+    assert host.request > 0 and host.tokenize_request >= 0 and host.tokenize_text >= 0 and host.cores >= 1
 
 
 def test_measuring_alone_says_what_was_measured(run: Run, bundle: Path, curves: Path) -> None:

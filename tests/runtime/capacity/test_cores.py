@@ -67,6 +67,23 @@ def test_an_engine_on_the_cpu_gives_way_to_threads() -> None:
     assert ends([(0, call(1)), (0, thread(0.5))], cores=2, engine_threads=2) == pytest.approx([1.25, 0.75])
 
 
+def test_an_engine_rests_from_the_end_of_its_last_call() -> None:
+    loop = VirtualLoop()
+    machine = Cores(loop, cores=2, engine_threads=1)
+
+    async def main() -> list[float]:
+        seen = [machine.engine_rest]
+        calls = [machine.call([1.0, 1.0]), machine.call([3.0, 3.0])]
+        await calls[0]
+        seen.append(machine.engine_rest)
+        await calls[1]
+        await machine.thread(0.5)
+        return [*seen, machine.engine_rest]
+
+    with closing(loop):
+        assert loop.run_until_complete(main()) == pytest.approx([float("inf"), 0, 0.5])
+
+
 def test_nothing_to_do_takes_no_time() -> None:
     assert ends([(0, thread(0)), (0, call(0, 0))], cores=1) == pytest.approx([0, 0])
 

@@ -3,7 +3,7 @@
 import pytest
 from tests.runtime.capacity.models import engine, linear
 
-from bei.runtime.capacity.curve import Point, Times, effective_length, grid, shape_of
+from bei.runtime.capacity.curve import RESTED, Point, Times, effective_length, grid, shape_of
 
 
 def test_measured_sizes_come_back_as_they_are() -> None:
@@ -40,6 +40,22 @@ def test_padding_counts() -> None:
 def test_times_with_more_calls_in_flight() -> None:
     curve = engine(linear(0.001, 0), concurrency=3, crowded=2.0)
     assert Times(curve).seconds([8]) == pytest.approx((0.001, 0.0015, 0.002))
+
+
+def test_a_rested_engine_is_slower_by_what_was_measured() -> None:
+    hot = engine(linear(0.002, 1e-5)).points
+    rested = tuple(Point(RESTED, one.length, one.tokens, one.seconds + 0.001) for one in hot)
+    times = Times(engine(linear(0, 0), points=(*rested, *hot)))
+    for lengths in ([8], [64, 64], [20]):
+        (alone,) = times.seconds(lengths)
+        assert times.rested(lengths) == pytest.approx((alone + 0.001) / alone)
+
+
+def test_a_rest_is_never_a_gain() -> None:
+    hot = engine(linear(0.002, 1e-5)).points
+    luckier = tuple(Point(RESTED, one.length, one.tokens, one.seconds / 2) for one in hot)
+    assert Times(engine(linear(0, 0), points=(*luckier, *hot))).rested([32]) == 1
+    assert Times(engine(linear(0.002, 1e-5))).rested([32]) == 1
 
 
 def test_three_measured_sizes_of_a_packed_engine_make_a_curve() -> None:

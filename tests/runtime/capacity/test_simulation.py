@@ -9,6 +9,7 @@ from tests.runtime.capacity.models import FREE, constant, engine, linear, replic
 
 import bei.runtime.service
 from bei.runtime.capacity import simulation
+from bei.runtime.capacity.curve import REST, RESTED, Point
 from bei.runtime.capacity.simulation import (
     ModelledExecutor,
     Replica,
@@ -24,7 +25,14 @@ from bei.runtime.serve import Options
 
 ONE = Uniform(1, 1)
 HOST = msgspec.structs.replace(
-    FREE, cores=2, request=3e-4, text=5e-5, tokenize_text=2e-5, tokenize_token=1e-6, idle=1e-4
+    FREE,
+    cores=2,
+    request=3e-4,
+    text=5e-5,
+    tokenize_request=1e-4,
+    tokenize_text=2e-5,
+    tokenize_token=1e-6,
+    idle=1e-4,
 )
 
 
@@ -92,8 +100,23 @@ def test_two_lanes_wait_less_than_one_that_is_as_fast_as_both_is_busy() -> None:
 def test_a_request_by_itself_takes_the_sum_of_its_parts() -> None:
     model = replica(engine(constant(0.02)), host=HOST)
     seen = simulate(model, [Arrival(float(n), (10, 20)) for n in range(20)])
-    expected = HOST.idle + HOST.request + 2 * HOST.text + 2 * HOST.tokenize_text + 30 * HOST.tokenize_token
+    tokenize = HOST.tokenize_request + 2 * HOST.tokenize_text + 30 * HOST.tokenize_token
+    expected = HOST.idle + HOST.request + 2 * HOST.text + tokenize
     assert seen.latencies == pytest.approx(np.full(20, expected + 0.02))
+
+
+def test_a_call_after_a_rest_takes_longer_the_longer_the_rest_was() -> None:
+    hot = engine(constant(0.005)).points
+    cold = tuple(Point(RESTED, one.length, one.tokens, 0.015) for one in hot)
+    model = replica(engine(constant(0), points=(*cold, *hot)), max_rows=1)
+    times = [
+        0.0,
+        0.001,
+        0.020 + REST / 4,
+        1.0,
+    ]  # at once behind the first; a quarter of a full rest; a full one
+    seen = simulate(model, [Arrival(at, (8,)) for at in times])
+    assert seen.latencies == pytest.approx([0.015, 0.019, 0.0075, 0.015])
 
 
 def test_batches_let_more_through_and_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

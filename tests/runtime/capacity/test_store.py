@@ -44,8 +44,8 @@ def test_a_device_measured_again_takes_the_place_of_the_first() -> None:
     [
         (b"not json", "holds no curves"),
         (b"[]", "schema version None"),
-        (b'{"schema_version": 99}', "schema version 99, need 1"),
-        (b'{"schema_version": 1, "engines": [{}]}', "holds no curves"),
+        (b'{"schema_version": 99}', "schema version 99, need 2"),
+        (b'{"schema_version": 2, "engines": [{}]}', "holds no curves"),
     ],
 )
 def test_other_files_are_refused(data: bytes, why: str, tmp_path: Path) -> None:
