@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: `model.onnx` straight from the bundle, its weights read from the checkpoint's own file."""
 
+import contextlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from bei.runtime.cpu import usable_cpus
 from bei.runtime.executor import Output, Row
 from bei.runtime.executors.onnxruntime_session import SessionExecutor, wrong_layout
 from bei.runtime.packing import Array, pad
+from bei.runtime.placement import placement
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -27,6 +29,7 @@ class OnnxRuntimeExecutor(SessionExecutor):
     ) -> None:
         super().__init__(session, record, manifest)
         self.concurrency = threads
+        self._placement = placement(threads)
 
     def describe(self) -> dict[str, Any]:
         return {"device": "cpu", "threads": self.concurrency, **super().describe()}
@@ -35,7 +38,8 @@ class OnnxRuntimeExecutor(SessionExecutor):
         return pad(rows, self._pad_id, np.int64)
 
     def _call(self, session: "onnxruntime.InferenceSession", feeds: dict[str, Array]) -> Output:
-        (out,) = session.run([self._head.output], feeds)
+        with self._placement.call() if self._placement else contextlib.nullcontext():
+            (out,) = session.run([self._head.output], feeds)
         return np.asarray(out, np.float32)
 
 
@@ -78,6 +82,11 @@ def _options(threads: int) -> "onnxruntime.SessionOptions":
     options.inter_op_num_threads = 1
     # Waiting threads that spin take the cores from the other calls, the tokenizer and the server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if placed := placement(
+        threads
+    ):  # the pool's threads are those beside the caller's; cores count from 1 here
+        cores = ";".join(str(core + 1) for core in placed.cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", cores)
     options.log_severity_level = (
         4  # failures arrive as exceptions; warnings about the graph are not the user's
     )
