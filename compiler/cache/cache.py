@@ -5,10 +5,12 @@ is held to its hashes: an entry that is damaged is built again and replaced, wit
 cannot be reached costs a warning and a build, not the bundle.
 """
 
+import contextlib
 import mmap
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,9 @@ from bei.runtime.bundle import read_bundle
 
 if TYPE_CHECKING:
     from bei.runtime.corpus.storage import Place
+
+ABANDONED = timedelta(days=1)
+"""A partial entry that nobody has added to for so long belongs to a writer that was killed."""
 
 Warn = Callable[[str], None]
 """Told what the user should know, and the build goes on."""
@@ -102,7 +107,7 @@ class Cache:
 
     def keep(self, request: Request, manifest: Manifest, warn: Warn) -> None:
         """Add the finished bundle of the request; one that failed its gate is not kept."""
-        from bei.runtime.corpus.storage import write
+        from bei.runtime.corpus.storage import remove_partial, write
 
         if "failed" in manifest.parity.verdicts.values():
             return
@@ -114,6 +119,8 @@ class Cache:
                     write(self.place, _name(request), data)
         except (OSError, InputError) as error:
             warn(f"cache: not kept: {error}")
+        with contextlib.suppress(OSError, InputError):  # whoever may not remove files leaves them to others
+            remove_partial(self.place, unchanged=ABANDONED)
 
 
 def _name(request: Request) -> str:

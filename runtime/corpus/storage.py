@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
@@ -106,11 +107,13 @@ def write(folder: Place, name: str, data: bytes | mmap) -> None:
         ) from None
 
 
-def remove_partial(folder: Place) -> None:
-    """Drop what killed jobs were writing."""
+def remove_partial(folder: Place, *, unchanged: timedelta = timedelta(0)) -> None:
+    """Drop what killed jobs were writing: files that have been as they are for so long. Raises OSError, InputError."""
+    latest = datetime.now(timezone.utc) - unchanged
     for info in folder.list():
-        if PARTIAL in info.base_name:
-            folder.filesystem.delete_file(info.path)
+        if PARTIAL in info.base_name and info.mtime is not None and info.mtime <= latest:
+            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                folder.filesystem.delete_file(info.path)
 
 
 def make_folder(folder: Place) -> None:

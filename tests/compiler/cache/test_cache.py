@@ -1,9 +1,11 @@
 """bei-compile --cache: what is in it is not built again, and what is damaged is never served."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -265,3 +267,29 @@ def test_two_writers_at_once(checkpoint: Path, compiled: Compiles, tmp_path: Pat
     entry_of(tmp_path / "cache")
     result, said = compiled(tmp_path / "c.bundle")
     assert (result["cached"], said) == (True, "")
+
+
+def test_what_killed_writers_left_is_removed_and_living_ones_are_let_be(
+    compiled: Compiles, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    killed, writing, foreign = (cache / name for name in (".a.tar.partial-1", ".b.tar.partial-2", "c.tar"))
+    for file in (killed, writing, foreign):
+        file.write_bytes(b"some of it")
+    long_ago = time.time() - 2 * cache_module.ABANDONED.total_seconds()
+    for file in (killed, foreign):
+        os.utime(file, (long_ago, long_ago))
+    compiled(tmp_path / "tiny.bundle")
+    assert not killed.exists() and writing.exists() and foreign.exists()
+
+
+def test_left_overs_that_may_not_be_removed_change_nothing(
+    compiled: Compiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*given: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("bei.runtime.corpus.storage.remove_partial", refused)
+    assert compiled(tmp_path / "one.bundle")[1] == ""
+    assert compiled(tmp_path / "two.bundle")[0]["cached"] is True
