@@ -16,6 +16,7 @@ from bei.runtime.http.settings import DRAIN_SECONDS, Settings
 from bei.runtime.keys import find_keys
 from bei.runtime.listen import bind, check_certificate
 from bei.runtime.pace import HANG_SECONDS
+from bei.runtime.prompts import read_prompts
 from bei.runtime.serve import Engines, Options, ServedAs, serve
 
 
@@ -55,6 +56,14 @@ def _add_models(group: "argparse._ArgumentGroup") -> None:
         action="append",
         default=[],
         help="name in answers (default: the bundle's); with several bundles once for each, in their order",
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="prompts by name beside the bundle's own, and the default one, as in sentence-transformers' config file: "
+        '{"prompts": {NAME: TEXT}, "default_prompt_name": NAME}; with several bundles once for each, "" for none',
     )
     group.add_argument(
         "--strict-model-name",
@@ -163,16 +172,29 @@ def _add_observation(group: "argparse._ArgumentGroup") -> None:
 
 def _bundles(args: argparse.Namespace) -> dict[str, ServedAs]:
     """What to serve, by folder. Raises BeiError."""
-    names = args.served_model_name or [""] * len(args.bundle)
-    if len(names) != len(args.bundle):
-        raise BeiError(
-            f"--served-model-name: given {len(names)} times for {len(args.bundle)} bundles. Give one for each, or none."
-        )
+    names = _of_each("--served-model-name", args.served_model_name, args.bundle)
+    files = _of_each("--prompts", args.prompts, args.bundle)
     if len(set(args.bundle)) < len(args.bundle):
         raise BeiError(
             "bundles: the same folder is given twice. Use --replicas for several engines of one bundle."
         )
-    return {path: ServedAs(name=name) for path, name in zip(args.bundle, names, strict=True)}
+    return {path: _served_as(name, file) for path, name, file in zip(args.bundle, names, files, strict=True)}
+
+
+def _of_each(option: str, given: list[str], bundles: list[str]) -> list[str]:
+    """An option's value for every bundle, "" where it was not given at all. Raises BeiError."""
+    if given and len(given) != len(bundles):
+        raise BeiError(
+            f"{option}: given {len(given)} times for {len(bundles)} bundles. Give one for each, or none."
+        )
+    return given or [""] * len(bundles)
+
+
+def _served_as(name: str, file: str) -> ServedAs:
+    if not file:
+        return ServedAs(name=name)
+    told = read_prompts(Path(file))
+    return ServedAs(name=name, prompts=told.prompts, default_prompt=told.default_prompt_name)
 
 
 def _engines(args: argparse.Namespace) -> Engines:

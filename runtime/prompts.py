@@ -1,6 +1,7 @@
 """Which prompt goes before a text."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -42,6 +43,26 @@ def resolve_prompt(
             if name in manifest.prompts:
                 return manifest.prompts[name]
     return manifest.prompts.get(manifest.default_prompt) if manifest.default_prompt is not None else None
+
+
+class PromptFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What sentence-transformers' config file says of prompts; whatever else is in it does not matter here."""
+
+    prompts: dict[str, str]
+    default_prompt_name: str | None = None
+
+
+def read_prompts(file: Path) -> PromptFile:
+    """Raises InputError."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=PromptFile)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f'{file}: holds no prompts ({error}). Need {{"prompts": {{NAME: TEXT, …}}}}, and "default_prompt_name" if one '
+            "of them goes before every text."
+        ) from None
 
 
 def with_prompts(manifest: Manifest, prompts: Mapping[str, str], default: str | None = None) -> Manifest:

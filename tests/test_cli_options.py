@@ -41,8 +41,8 @@ FLAGS = {
     "bei-serve": (
         serve_parser,
         """--access-log --allow-unverified --api-key-file --cors-origin --devices --drain-seconds --hang-seconds --help --host
-        --max-batch-tokens --max-body-bytes --max-connections --max-queue-tokens --normalize --otlp-endpoint --port --replicas
-        --served-model-name --strict-model-name --target --threads --tls-cert --tls-key""",
+        --max-batch-tokens --max-body-bytes --max-connections --max-queue-tokens --normalize --otlp-endpoint --port --prompts
+        --replicas --served-model-name --strict-model-name --target --threads --tls-cert --tls-key""",
     ),
 }
 

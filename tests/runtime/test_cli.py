@@ -39,6 +39,43 @@ def test_a_signal_ends_the_server_cleanly(folder: Path, sent: signal.Signals) ->
         assert err.count("\n") == 1
 
 
+def test_each_bundle_has_prompts_of_its_own(tmp_path: Path) -> None:
+    one = write_bundle(tmp_path / "one", prompts={"query": "a "})
+    two = write_bundle(tmp_path / "two", prompts={"query": "b "})
+    told = {"prompts": {"passage": "c "}, "default_prompt_name": "passage", "similarity_fn_name": "cosine"}
+    file = tmp_path / "config_sentence_transformers.json"
+    file.write_text(json.dumps(told))
+    given = [str(one), str(two), "--served-model-name", "one", "--served-model-name", "two"]
+    with server(*given, "--prompts", str(file), "--prompts", "", "--threads", "1") as (_, url):
+
+        def tokens(**options: str) -> int:
+            (found,) = httpx.post(f"{url}/tokenize", json={"inputs": "a", **options}).json()
+            return len(found)
+
+        assert tokens(model="one") == 4 and tokens(model="two") == 3
+        assert tokens(model="one", prompt_name="query") == tokens(model="two", prompt_name="query") == 4
+        refused = httpx.post(
+            f"{url}/tokenize", json={"inputs": "a", "model": "two", "prompt_name": "passage"}
+        )
+        assert refused.status_code == 422
+
+
+def test_prompts_that_cannot_be_used_are_refused(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong, unknown = tmp_path / "wrong.json", tmp_path / "unknown.json"
+    wrong.write_text('{"prompts": {"query": 5}}')
+    unknown.write_text('{"prompts": {}, "default_prompt_name": "query"}')
+    for given, message in (
+        (["--prompts", str(wrong)], "wrong.json: holds no prompts"),
+        (["--prompts", str(tmp_path / "nowhere")], "nowhere: cannot be read"),
+        (["--prompts", str(unknown)], "default_prompt: 'query' is unknown"),
+        (["--prompts", "", "--prompts", ""], "--prompts: given 2 times for 1 bundles"),
+    ):
+        assert cli.main([str(folder), *given, "--port", "0"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_bundle_that_cannot_be_used_is_one_message(tmp_path: Path, folder: Path) -> None:
     for arguments, message in (
         ([str(tmp_path)], "no manifest.json"),

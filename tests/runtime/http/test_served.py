@@ -80,6 +80,12 @@ def test_prompts_that_the_operator_adds(models: dict[str, Model]) -> None:
             (item,) = embed(http, **options).json()["data"]
             np.testing.assert_allclose(item["embedding"], expected(ids(text)), atol=1e-6)
         assert http.get("/info").json()["prompts"] == told
+        (tokens,) = http.post(
+            "/tokenize", json={"inputs": "a"}
+        ).json()  # the default prompt's too, as TEI does
+        assert [token["id"] for token in tokens] == ids("c a")
+        (tokens,) = http.post("/tokenize", json={"inputs": "a", "prompt_name": "query"}).json()
+        assert [token["id"] for token in tokens] == ids("b a")
     with pytest.raises(InputError, match="default_prompt: 'other' is unknown; tiny has query"):
         Service(models["embed"], default_prompt="other", max_queue_tokens=1 << 20)
 
