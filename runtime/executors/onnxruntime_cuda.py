@@ -120,18 +120,23 @@ def create(
     import onnxruntime
 
     onnxruntime.preload_dlls()  # CUDA's libraries from their wheels, where they are installed
-    options = {
-        "device_id": str(device),
-        "use_tf32": "0",
-        "enable_skip_layer_norm_strict_mode": "1",
-    }
-    session = load(bundle_path, record, [(PROVIDER, options), "CPUExecutionProvider"])
+    session = load(bundle_path, record, providers(device))
     if PROVIDER not in session.get_providers():
         raise EngineError(
             f"{record.target}: onnxruntime could not start on the GPU (a CUDA 13 library is missing). "
             'Install them: pip install "onnxruntime-gpu[cuda]>=1.31".'
         )
     return OnnxRuntimeCudaExecutor(session, record, manifest, "cuda", device)
+
+
+def providers(device: int) -> list[Any]:
+    """GPU ``device``, products and norms summed in fp32; what it cannot run goes to the CPU."""
+    options = {
+        "device_id": str(device),
+        "use_tf32": "0",
+        "enable_skip_layer_norm_strict_mode": "1",
+    }
+    return [(PROVIDER, options), "CPUExecutionProvider"]
 
 
 def load(bundle_path: Path, record: EngineRecord, providers: list[Any]) -> "onnxruntime.InferenceSession":
