@@ -16,12 +16,14 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "bei",
     "onnxruntime",
+    "onnxruntime-gpu",
     "uvicorn",
     "tensorrt-rtx-cu13",
     "tokenizers",
     "torch",
     "transformers",
     "sentence-transformers",
+    "infinity-emb",
     "ray",
 )
 
