@@ -54,7 +54,7 @@ def origin() -> str:
 
 
 def _name(how: KernelLaunch) -> str:
-    return function_name(how.function.__name__, how)
+    return function_name(getattr(how.function, "name", None) or how.function.__name__, how)
 
 
 def store(how: KernelLaunch, folder: Path) -> None:

@@ -25,7 +25,7 @@ def step_flops(step: Step, lengths: Sequence[int]) -> float:
 
 def plan_flops(plan: Plan, lengths: Sequence[int]) -> float:
     """Of all steps."""
-    return sum(step_flops(step, lengths) for step in plan.steps)
+    return sum(step_flops(step, lengths) for step in plan.schedule(sum(lengths)).steps)
 
 
 def step_bytes(plan: Plan, step: Step, lengths: Sequence[int]) -> int:

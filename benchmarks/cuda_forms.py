@@ -20,11 +20,11 @@ from benchmarks.cubins import SM, function, origin
 from benchmarks.cuda_models import ragged
 from benchmarks.record import save
 
-from bei.cuda_plan import Function, Launch, Operand, Product
+from bei.cuda_plan import Function, Operand, Product
 from bei.errors import EngineError
-from bei.kernels import linear
+from bei.kernels import hopper, linear
 from bei.kernels.activate import Act
-from bei.kernels.launch import KernelLaunch, Sample, form
+from bei.kernels.launch import KernelLaunch, Sample, form, step
 from bei.runtime.cuda.device import Addresses
 from bei.runtime.cuda.gpu import Gpu
 
@@ -47,7 +47,7 @@ class Chosen:
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Form:
     """One form of one kernel on one shape: ``shape`` as the module's `make_inputs` takes it, ``inside`` what replaces names
-    of the module; ``flops`` it computes."""
+    of the module (or of one that it imports, with a dot); ``flops`` it computes."""
 
     subject: str
     name: str
@@ -61,8 +61,9 @@ class Form:
         """The kernel's module with this form in it."""
         module = import_module(f"bei.kernels.{self.kernel}")
         with ExitStack() as stack:
-            for name, value in self.inside.items():
-                stack.enter_context(patch.object(module, name, value))
+            for path, value in self.inside.items():
+                inner, _, name = path.rpartition(".")
+                stack.enter_context(patch.object(getattr(module, inner) if inner else module, name, value))
             yield module
 
     def sample(self, device: str) -> Sample:
@@ -123,8 +124,21 @@ UPS = (
     Up(name="qwen3-0.6b", dim=1024, ffn=3072, act="silu", gated=True),
     Up(name="embeddinggemma", dim=768, ffn=1152, act="gelu_tanh", gated=True),
 )
-LINEAR = [(128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 4, 3), (256, 128, 8, 3)]
-"""Rows, columns (both halves of a gate), warps, stages."""
+PLAIN = {
+    "bert-base, q, k, v": (768, 2304), "bert-base, out": (768, 768), "bert-base, down": (3072, 768),
+    "minilm-l6, q, k, v": (384, 1152), "minilm-l6, out": (384, 384), "minilm-l6, down": (1536, 384),
+    "bert-large, q, k, v": (1024, 3072), "bert-large, out": (1024, 1024), "bert-large, down": (4096, 1024),
+    "modernbert-base, down": (1152, 768), "qwen3-0.6b, q, k, v": (1024, 4096), "qwen3-0.6b, out": (2048, 1024),
+    "qwen3-0.6b, down": (3072, 1024),
+}  # fmt: skip
+"""Products without an activation: features in and out. Where out is the stream's, the residual can be added."""
+HOPPER = {
+    "128×192, in turn": hopper.Tile(columns=192, stages=4),
+    "128×128, in turn": hopper.Tile(columns=128, stages=5),
+    "128×256, together": hopper.Tile(columns=256, stages=4, together=True),
+}
+LINEAR = [(128, 256, 8, 3), (128, 128, 8, 3)]
+"""Of Triton's form: rows, columns (both halves of a gate), warps, stages."""
 FEW = [(32, 32, 128, 4, 4), (64, 64, 64, 4, 5), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3)]
 """For small batches: rows, columns, features, warps, stages."""
 HEADS: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
@@ -162,49 +176,87 @@ ROWS = [(1, 1), (2, 2), (4, 4), (1, 4)]
 def forms() -> Iterator[Form]:
     """The most telling first; of each subject, the module's own choice first."""
     for up in UPS:
-        flops = 2.0 * TOKENS * up.dim * up.wide
-        make = partial(Form, subject=up.name, kernel="linear", shape=up.shape, flops=flops)
-        yield make(name="usual")
-        for rows, columns, warps, stages in LINEAR:
-            width = columns // 2 if up.gated else columns
-            tile = linear.Tile(rows=rows, columns=width, features=64, warps=warps, stages=stages)
-            name = f"{rows}×{width}×64, {warps} warps, {stages} stages"
-            yield make(name=name, inside={"tile": Chosen(tile)})
-    for up, rows in product(UPS[:2], (32, 128, 512, 2048)):
-        make = partial(
-            Form, subject=f"{up.name}, {rows} tokens", kernel="linear", shape={**up.shape, "R": rows}
-        )
-        for tile in (linear.Tile(rows=m, columns=n, features=k, warps=w, stages=s) for m, n, k, w, s in FEW):
-            name = f"{tile.rows}×{tile.columns}×{tile.features}, {tile.warps} warps, {tile.stages} stages"
-            yield make(name=name, inside={"tile": Chosen(tile)}, flops=2.0 * rows * up.dim * up.wide)
+        yield from _with_activation(up)
+    for subject, (dim, out) in PLAIN.items():
+        yield from _plain(subject, dim, out)
+    for up, rows in product(UPS[:2], (32, 128, 512, 1024, 2048)):
+        yield from _few(up, rows)
     for subject, (shape, lengths) in HEADS.items():
-        spans = sum(n * min(n, 2 * shape.get("window", n) + 1) for n in lengths) / (
-            2 if "causal" in shape else 1
-        )
-        make = partial(
-            Form, subject=f"attention, {subject}", kernel="attention", shape={**shape, "lengths": tuple(lengths)},
-            flops=4.0 * spans * shape["heads"] * shape["head_dim"],
-        )  # fmt: skip
-        yield make(name="usual")
-        for chosen in NARROW if shape["head_dim"] <= 64 else WIDE:
-            inside: dict[str, Any] = {"tile": Chosen(chosen), "query_block": Chosen(chosen[0])}
-            yield make(name="{} queries, {} keys, {} warps, {} stages".format(*chosen), inside=inside)
+        yield from _attention(subject, shape, lengths)
     for subject, shape in ROTATED.items():
-        make = partial(
-            Form, subject=f"rope, {subject}", kernel="rope", shape={**shape, "lengths": tuple(LONG)}
-        )
-        for heads, tokens in ROPE:
-            inside = {"HEADS_A_PROGRAM": heads, "TOKENS_A_PROGRAM": tokens}
-            yield make(name=f"{heads} heads, {tokens} tokens", inside=inside)
+        yield from _rope(subject, shape)
     for subject, (width, keep) in NORMS.items():
-        shape = {"R": TOKENS, "D": width, "kind": "layer", "bias": True, "sum": True, "keep": keep}
-        make = partial(Form, subject=f"add_norm, {subject}", kernel="add_norm", shape=shape)
-        yield make(name="usual")
-        for rows, warps in ROWS:
-            yield make(name=f"{rows} rows, {warps} warps", inside={"tile": Chosen((rows, warps))})
+        yield from _norm(subject, width, keep)
     for up in UPS:
         shape = {"R": TOKENS, "F": up.ffn, "act": up.act, "gated": up.gated}
         yield Form(subject=f"activate, {up.name}", name="usual", kernel="activate", shape=shape)
+
+
+def _with_activation(up: Up) -> Iterator[Form]:
+    flops = 2.0 * TOKENS * up.dim * up.wide
+    make = partial(Form, subject=up.name, kernel="linear", shape=up.shape, flops=flops)
+    yield make(name="usual")
+    for name, own in HOPPER.items():
+        if not (up.gated and own.together):
+            yield make(name=name, inside={"hopper.tile": Chosen(own)})
+    for rows, columns, warps, stages in LINEAR:
+        width = columns // 2 if up.gated else columns
+        tile = linear.Tile(rows=rows, columns=width, features=64, warps=warps, stages=stages)
+        yield make(name=f"Triton, {_words(tile)}", inside=_triton(tile))
+
+
+def _plain(subject: str, dim: int, out: int) -> Iterator[Form]:
+    shape = {"R": TOKENS, "K": dim, "N": out, "act": "identity", "gated": False}
+    make = partial(Form, subject=subject, kernel="linear", flops=2.0 * TOKENS * dim * out)
+    yield make(name="usual", shape=shape)
+    for name, own in HOPPER.items():
+        yield make(name=name, shape=shape, inside={"hopper.tile": Chosen(own)})
+    if out <= dim:
+        yield make(name="usual, with the residual", shape={**shape, "residual": True})
+
+
+def _few(up: Up, rows: int) -> Iterator[Form]:
+    subject, flops = f"{up.name}, {rows} tokens", 2.0 * rows * up.dim * up.wide
+    make = partial(Form, subject=subject, kernel="linear", shape={**up.shape, "R": rows}, flops=flops)
+    yield make(name="hopper", inside={"hopper.tile": Chosen(hopper.Tile(columns=192, stages=4))})
+    for m, n, k, warps, stages in FEW:
+        tile = linear.Tile(rows=m, columns=n, features=k, warps=warps, stages=stages)
+        yield make(name=f"Triton, {_words(tile)}", inside=_triton(tile))
+
+
+def _words(tile: linear.Tile) -> str:
+    return f"{tile.rows}×{tile.columns}×{tile.features}, {tile.warps} warps, {tile.stages} stages"
+
+
+def _triton(tile: linear.Tile) -> dict[str, Chosen]:
+    return {"hopper.fits": Chosen(False), "tile": Chosen(tile)}
+
+
+def _attention(subject: str, shape: dict[str, Any], lengths: Sequence[int]) -> Iterator[Form]:
+    spans = sum(n * min(n, 2 * shape.get("window", n) + 1) for n in lengths) / (2 if "causal" in shape else 1)
+    make = partial(
+        Form, subject=f"attention, {subject}", kernel="attention", shape={**shape, "lengths": tuple(lengths)},
+        flops=4.0 * spans * shape["heads"] * shape["head_dim"],
+    )  # fmt: skip
+    yield make(name="usual")
+    for chosen in NARROW if shape["head_dim"] <= 64 else WIDE:
+        inside = {"tile": Chosen(chosen), "query_block": Chosen(chosen[0])}
+        yield make(name="{} queries, {} keys, {} warps, {} stages".format(*chosen), inside=inside)
+
+
+def _rope(subject: str, shape: dict[str, Any]) -> Iterator[Form]:
+    make = partial(Form, subject=f"rope, {subject}", kernel="rope", shape={**shape, "lengths": tuple(LONG)})
+    for heads, tokens in ROPE:
+        inside = {"HEADS_A_PROGRAM": heads, "TOKENS_A_PROGRAM": tokens}
+        yield make(name=f"{heads} heads, {tokens} tokens", inside=inside)
+
+
+def _norm(subject: str, width: int, keep: Mapping[str, torch.dtype]) -> Iterator[Form]:
+    shape = {"R": TOKENS, "D": width, "kind": "layer", "bias": True, "sum": True, "keep": keep}
+    make = partial(Form, subject=f"add_norm, {subject}", kernel="add_norm", shape=shape)
+    yield make(name="usual")
+    for rows, warps in ROWS:
+        yield make(name=f"{rows} rows, {warps} warps", inside={"tile": Chosen((rows, warps))})
 
 
 def compiled(how: Form) -> Function | str:
@@ -237,13 +289,11 @@ class Bench:
         self.count += 1
         name = f"f{self.count}"
         self.gpu.load({name: made})
-        step = Launch(
-            op="", attrs={}, operands={}, writes=(), function=name, grid=planned.grid, sizes=planned.sizes
-        )
+        launch = step(how.kernel, planned, sample.operands, name)
         tensors = [tensor for tensor in sample.operands.values() if tensor is not None]
         addresses = [tensor.data_ptr() for tensor in tensors]
         sizes = {"one": 1, **sample.sizes}
-        took = self.microseconds(lambda: self.gpu.launch(step, addresses, sizes))
+        took = self.microseconds(lambda: self.gpu.launch(launch, addresses, sizes))
         moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         written = [sample.operands[one] for one in sample.writes]
         right = all(bool(one.isfinite().all()) for one in written if one is not None)
@@ -253,33 +303,28 @@ class Bench:
         )
         return line | {"finite": right}
 
-    def product(self, up: Up) -> Line:
+    def product(self, name: str, dim: int, wide: int, *, bias: bool) -> Line:
         """cuBLASLt's product alone, for what `linear` computes with its activation."""
 
         def operand(name: str, width: int) -> Operand:
             return Operand(place="arena", name=name, rows="tokens", dtype="f16", width=width, stride=width)
 
-        x, weight, bias, out = (
+        x, weight, row, out = (
             torch.randn(shape, device="cuda").half()
-            for shape in ((TOKENS, up.dim), (up.wide, up.dim), (up.wide,), (TOKENS, up.wide))
+            for shape in ((TOKENS, dim), (wide, dim), (wide,), (TOKENS, wide))
         )
-        step = Product(
-            x=operand("x", up.dim),
-            weight=operand("w", up.dim),
-            bias=None if up.gated else operand("bias", up.wide),
-            out=operand("out", up.wide),
+        product = Product(
+            x=operand("x", dim),
+            weight=operand("w", dim),
+            bias=operand("bias", wide) if bias else None,
+            out=operand("out", wide),
         )
         at = Addresses(
-            x=x.data_ptr(), weight=weight.data_ptr(), bias=0 if up.gated else bias.data_ptr(), out=out.data_ptr()
-        )  # fmt: skip
-        took = self.microseconds(partial(self.gpu.multiply, step, at, TOKENS))
-        rate = round(2.0 * TOKENS * up.dim * up.wide / took / 1e6)
-        return {
-            "kernel": up.name,
-            "form": "cuBLASLt, the product alone",
-            "µs": round(took, 1),
-            "TFLOP/s": rate,
-        }
+            x=x.data_ptr(), weight=weight.data_ptr(), bias=row.data_ptr() if bias else 0, out=out.data_ptr()
+        )
+        took = self.microseconds(partial(self.gpu.multiply, product, at, TOKENS))
+        rate = round(2.0 * TOKENS * dim * wide / took / 1e6)
+        return {"kernel": name, "form": "cuBLASLt, the product alone", "µs": round(took, 1), "TFLOP/s": rate}
 
     def microseconds(self, work: Callable[[], None], repeats: int = 12) -> float:
         """Median of ten in a graph."""
@@ -302,7 +347,8 @@ class Bench:
 def measure_forms(functions: Functions, end: float, out: str) -> list[tuple[Form, Line]]:
     """A line a form, as many as there is time for."""
     bench = Bench()
-    lines: list[Line] = [bench.product(up) for up in UPS]
+    lines: list[Line] = [bench.product(up.name, up.dim, up.wide, bias=not up.gated) for up in UPS]
+    lines += [bench.product(name, dim, out, bias=True) for name, (dim, out) in PLAIN.items()]
     results: list[tuple[Form, Line]] = []
     for how, future in functions.items():
         if time.monotonic() > end:

@@ -47,7 +47,7 @@ from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import Weights
 from bei.cuda_plan import Plan
 from bei.errors import EngineError
-from bei.kernels import attention, linear
+from bei.kernels import attention, hopper
 
 Attend = tuple[int, int, int, int]
 """Queries, keys, warps, stages of attention."""
@@ -60,7 +60,7 @@ class Variant:
     model: str
     name: str
     options: CudaOptions = field(default_factory=lambda: CudaOptions(sm=SM))
-    form: linear.Tile | None = None
+    form: hopper.Tile | None = None
     block: Attend | None = None
 
 
@@ -68,7 +68,7 @@ def planned(variant: Variant, weights: Weights) -> Plan:
     """In a worker: the plan with its machine code."""
     with ExitStack() as stack:
         if (form := variant.form) is not None:
-            stack.enter_context(patch.object(linear, "tile", lambda sm, **_: form))
+            stack.enter_context(patch.object(hopper, "tile", lambda **_: form))
         if (block := variant.block) is not None:
             stack.enter_context(patch.object(attention, "tile", lambda sm, head_dim, **_: block))
             stack.enter_context(patch.object(attention, "query_block", lambda sm, head_dim: block[0]))
@@ -90,7 +90,7 @@ def reference(cfg: EncoderConfig, weights: Weights) -> npt.NDArray[np.float32]:
     return np.asarray(run_torch(cfg, EMBED, weights, ids, mask))
 
 
-def variants(best: Mapping[str, linear.Tile], attends: Mapping[int, Attend]) -> list[Variant]:
+def variants(best: Mapping[str, hopper.Tile], attends: Mapping[int, Attend]) -> list[Variant]:
     """The most telling first."""
     plain, fused = (CudaOptions(sm=SM, fuse_activation=fuse) for fuse in (False, True))
     made: list[Variant] = []
@@ -135,7 +135,12 @@ def measured(variant: Variant, plan: Plan, folder: Path, expected: npt.NDArray[n
 
 def choose(forms: Sequence[tuple[Form, Line]]) -> list[Variant]:
     """Variants with the fastest forms in them, where those are not the usual ones."""
-    best = {up.name: how.inside["tile"].value for up in UPS if (how := fastest(forms, up.name))}
+    found = {up.name: fastest(forms, up.name) for up in UPS}
+    best = {
+        name: how.inside["hopper.tile"].value
+        for name, how in found.items()
+        if how and "hopper.tile" in how.inside
+    }
     attends: dict[int, Attend] = {}
     for head_dim in (64, 32):
         if how := fastest(forms, f"attention, heads of {head_dim}, 128 × 128"):

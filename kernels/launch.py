@@ -6,10 +6,10 @@ operand that is None compiles to nothing. PyTorch is imported only where it is u
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bei.cuda_plan import DType, Size, Symbol
+from bei.cuda_plan import Box, DType, Launch, Operand, Size, Symbol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,20 @@ Forms = Mapping[str, Form | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KernelLaunch:
-    """``pointers``: parameter → element type, None where absent, in the function's order; ``constants`` its constexprs.
+class Source:
+    """A kernel in CUDA C++, which NVRTC compiles: ``text`` and the function in it; ``shared`` bytes a block asks for."""
 
-    ``unaligned`` pointers need not be multiples of 16 bytes.
+    name: str
+    text: str
+    shared: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelLaunch:
+    """``pointers``: parameter → element type, None where absent, in the function's order; ``constants`` its constexprs
+    (of a `Source`: macros).
+
+    ``unaligned`` pointers need not be multiples of 16 bytes. ``boxes``: operands passed as tensor maps (a `Source` only).
     """
 
     function: Any
@@ -46,6 +56,7 @@ class KernelLaunch:
     warps: int = 4
     stages: int = 2
     unaligned: tuple[str, ...] = ()
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +119,29 @@ def forms(tensors: "Mapping[str, Tensor | None]") -> Forms:
     return {name: form(tensor) for name, tensor in tensors.items()}
 
 
+def step(op: str, how: KernelLaunch, tensors: "Mapping[str, Tensor | None]", function: str) -> Launch:
+    """The plan's step for a launch on PyTorch tensors: for `bei.runtime.cuda.gpu`, which runs what is compiled ahead of time."""
+
+    def operand(name: str, one: Form) -> Operand:
+        rows = how.sizes[0]
+        return Operand(
+            place="arena", name=name, rows=rows, dtype=one.dtype, width=one.width, stride=one.stride
+        )
+
+    return Launch(
+        op=op,
+        attrs={},
+        operands={name: operand(name, one) if one else None for name, one in forms(tensors).items()},
+        writes=(),
+        function=function,
+        grid=how.grid,
+        sizes=how.sizes,
+        boxes=dict(how.boxes),
+    )
+
+
 def run_form(how: KernelLaunch, tensors: "Mapping[str, Tensor | None]", sizes: Mapping[str, int]) -> None:
-    """Launch one form of a kernel, as `run`."""
+    """Launch one form of a Triton kernel, as `run`."""
     grid = tuple(size.of(sizes) for size in how.grid)
     numbers = [sizes[symbol] for symbol in how.sizes]
     pointers = [tensors[name] for name in how.pointers]

@@ -1,4 +1,5 @@
-"""A linear with its activation: out = act(x·Wᵀ + b), or gated act(x·Gᵀ + b)·(x·Uᵀ + c), by expert where there are groups.
+"""A linear with its activation: out = act(x·Wᵀ + b), or gated act(x·Gᵀ + b)·(x·Uᵀ + c), by expert where there are groups,
+plus a residual.
 
 Shapes: R rows, K features in, N out; S slots and E experts (see `bei.kernels.route`). One program per tile of out;
 neighbouring programs share their rows of x, and all of W stays in the L2 cache.
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 
 from bei.cuda_plan import Size, Symbol
+from bei.kernels import hopper
 from bei.kernels.activate import Act, act_fn, activated
 from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two, strides
 
@@ -26,6 +28,7 @@ def reference(
     x: "Tensor",
     weight: "Tensor",
     bias: "Tensor | None",
+    residual: "Tensor | None",
     order: "Tensor | None",
     groups: "Tensor | None",
     out: "Tensor",
@@ -34,7 +37,7 @@ def reference(
     transposed: bool,
     rows: Symbol,
 ) -> "dict[str, Tensor]":
-    """x [R, K], weight [N, K] (gated: G above U, [2N, K]; ``transposed``: [K, N]), out [R, N].
+    """x [R, K], weight [N, K] (gated: G above U, [2N, K]; ``transposed``: [K, N]), residual and out [R, N].
 
     By expert: weight holds E of these one below the other, ``groups`` [1, 2E] the first slot and the number of slots of
     each, out [S, N]; x has slots too, or ``order`` [S, 1] names the row of each slot. Other slots stay as they are.
@@ -51,7 +54,7 @@ def reference(
         return activated(gate, act) * up
 
     if groups is None:
-        return {"out": computed(x, weight)}
+        return {"out": computed(x, weight) + (0 if residual is None else residual.float())}
     result = out.float().clone()
     for expert, (first, count) in enumerate(groups.view(-1, 2).tolist()):
         slots = torch.arange(first, first + count, device=x.device)
@@ -62,8 +65,8 @@ def reference(
 
 @triton.jit
 def _linear(
-    x, weight, bias, order, groups, out, rows,
-    X_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, ORDER_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
+    x, weight, bias, residual, order, groups, out, rows,
+    X_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, RESIDUAL_STRIDE: tl.constexpr, ORDER_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     K: tl.constexpr, N: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     ACT: tl.constexpr, GATED: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
@@ -119,6 +122,9 @@ def _linear(
     y = act_fn(acc, ACT)
     if GATED:
         y *= up
+    if residual is not None:
+        at = residual + source.to(tl.int64)[:, None] * RESIDUAL_STRIDE + column[None, :]
+        y += tl.load(at).to(tl.float32)
     target = out + m.to(tl.int64)[:, None] * OUT_STRIDE + n[None, :]
     tl.store(target, y.to(out.dtype.element_ty), mask=(m < end)[:, None] & (n < N)[None, :])
 
@@ -156,12 +162,14 @@ def few_tiles(sm: int, *, fp32: bool, gated: bool) -> dict[int, Tile]:
     return {
         48: Tile(rows=32 // half, columns=32, features=128, warps=4, stages=4),
         256: Tile(rows=64, columns=64 // half, features=64, warps=4, stages=5),
-        2048: Tile(rows=128, columns=128 // half, features=64, warps=8, stages=3),
+        1024: Tile(rows=128, columns=128 // half, features=64, warps=8, stages=3),
     }
 
 
 def plan(forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol) -> KernelLaunch:
-    """Operands x, weight, bias, order, groups, out; see `reference`. ``rows``: out's, tokens or slots."""
+    """Operands x, weight, bias, residual, order, groups, out; see `reference`. ``rows``: out's, tokens or slots."""
+    if hopper.fits(forms, sm=sm, transposed=transposed):
+        return hopper.plan(forms, act=act, gated=gated, rows=rows)
     x, out = forms["x"], forms["out"]
     assert x and out
     t = tile(sm, fp32=x.dtype == "f32", gated=gated, width=out.width)
@@ -190,7 +198,7 @@ def _tiled(forms: Forms, t: Tile, *, act: Act, gated: bool, transposed: bool, ro
         function=_linear,
         sizes=(rows,),
         constants={
-            **strides(forms, ("x", "weight", "order", "out")),
+            **strides(forms, ("x", "weight", "residual", "order", "out")),
             "K": x.width,
             "N": out.width,
             "E": experts,
@@ -216,6 +224,8 @@ SHAPES: list[dict[str, Any]] = [
     {"R": 9, "K": 64, "N": 24, "act": "gelu", "gated": False, "counts": (5, 0, 70), "bias": False},
     {"R": 9, "K": 48, "N": 40, "act": "identity", "gated": False, "counts": (0, 3, 0), "order": False,
      "transposed": True, "bias": False},
+    {"R": 150, "K": 128, "N": 200, "act": "identity", "gated": False, "residual": True},
+    {"R": 70, "K": 96, "N": 104, "act": "gelu_tanh", "gated": True},
 ]  # fmt: skip
 """``counts``: slots an expert has."""
 
@@ -248,6 +258,7 @@ def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80)
             "x": x,
             "weight": (torch.randn(size, device=device) / K**0.5).to(dtype),
             "bias": torch.randn(wide, device=device).to(dtype) if shape.get("bias", True) else None,
+            "residual": torch.randn(R, N, device=device).to(dtype) if shape.get("residual") else None,
             "order": order,
             "groups": groups,
             "out": torch.zeros(R if counts is None else slots, N, device=device, dtype=dtype),

@@ -1,4 +1,5 @@
-"""The CUDA engine: encoder to launch plan, its kernels compiled for one SM. Needs Triton, but neither a GPU nor PyTorch."""
+"""The CUDA engine: encoder to launch plan, its kernels compiled for one SM. Needs Triton and NVRTC, but neither a GPU nor
+PyTorch."""
 # mypy: disable-error-code="import-untyped"
 
 from collections import Counter
@@ -12,23 +13,28 @@ import msgspec
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
+from bei.compiler.engines import nvrtc
+from bei.compiler.lowering.cuda_large import LEAST
 from bei.compiler.lowering.cuda_ops import emit_program
 from bei.compiler.lowering.cuda_options import CudaOptions
-from bei.compiler.lowering.cuda_program import function_name, reads
+from bei.compiler.lowering.cuda_program import function_name
+from bei.compiler.lowering.cuda_steps import reads
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.cuda_plan import (
+    INPUTS,
     PLAN_VERSION,
     DType,
     Function,
     Launch,
     Operand,
     Plan,
+    Schedule,
     encode_plan,
 )
 from bei.errors import EngineError
-from bei.kernels.launch import Form, KernelLaunch
+from bei.kernels.launch import Form, KernelLaunch, Source
 from bei.manifest import EngineRecord
 
 TYPES: dict[DType, str] = {"f16": "*fp16", "f32": "*fp32", "bf16": "*bf16", "i32": "*i32"}
@@ -40,7 +46,10 @@ STORED: dict[str, DType] = {"F16": "f16", "F32": "f32", "BF16": "bf16"}
 
 def available() -> str | None:
     """None when this machine can build CUDA engines (it needs no GPU), else the reason."""
-    return None if find_spec("triton") else 'Triton is not installed (pip install "bei[cuda]")'
+    missing = [
+        name for name, found in (("Triton", find_spec("triton")), ("NVRTC", nvrtc.find())) if not found
+    ]
+    return f'{" and ".join(missing)} not installed (pip install "bei[cuda]")' if missing else None
 
 
 def build(
@@ -79,14 +88,21 @@ def write_engine(target: Target, plan: Plan, writer: BundleWriter, precision: Po
 
 def evidence(plan: Plan) -> dict[str, Any]:
     """What the plan is made of, as plain JSON."""
-    launches = Counter(step.op for step in plan.steps if isinstance(step, Launch))
     return {
-        "launches": dict(sorted(launches.items())),
-        "products": len(plan.steps) - launches.total(),
+        "schedules": [_schedule_facts(schedule) for schedule in plan.schedules],
         "cubin_bytes": sum(len(function.cubin) for function in plan.functions.values()),
         "arena_bytes_a_token": plan.arena.get("tokens", 0),
         "stream": plan.stream,
         "gelu": plan.gelu,
+    }
+
+
+def _schedule_facts(schedule: Schedule) -> dict[str, Any]:
+    launches = Counter(step.op for step in schedule.steps if isinstance(step, Launch))
+    return {
+        "least_tokens": schedule.least,
+        "launches": dict(sorted(launches.items())),
+        "products": len(schedule.steps) - launches.total(),
     }
 
 
@@ -103,31 +119,44 @@ def lower(
     from bei.kernels.attention import query_block
 
     emitted = emit_program(cfg, head, weights, options, precision)
-    finished, program = emitted.finished, emitted.program
+    program = emitted.program
+    every = [emitted]
+    if options.large:
+        large = emit_program(cfg, head, weights, options, precision, least=LEAST, beside=program)
+        every.append(large)
     conversions, converters = _conversions(
         {f"{part.dtype}:{t.dtype}" for t in program.tensors.values() for part in t.parts}, options.sm
     )
-    used = {o.name for step in finished.steps for o in reads(step) if o.place == "weight"}
+    steps = [step for each in every for step in each.finished.steps]
+    used = {o.name for step in steps for o in reads(step) if o.place == "weight"}
+    arenas = [each.finished.arena for each in every]
     plan = Plan(
         version=PLAN_VERSION,
         sm=options.sm,
         triton=triton.__version__,
         stream=emitted.stream,
         gelu=options.gelu,
-        steps=finished.steps,
+        schedules=tuple(
+            Schedule(
+                least=least,
+                steps=each.finished.steps,
+                buffers=each.finished.buffers,
+                output=each.output,
+            )
+            for least, each in zip((0, LEAST), every, strict=False)
+        ),
         functions={},
-        buffers=finished.buffers,
-        arena=finished.arena,
+        arena={symbol: max(a.get(symbol, 0) for a in arenas) for symbol in arenas[0] | arenas[-1]},
         slots=program.slots,
         weights={name: tensor for name, tensor in program.tensors.items() if name in used},
         conversions=conversions,
         constants=bytes(program.constants),
-        inputs=finished.inputs,
-        output=emitted.output,
+        inputs=tuple(name for name in INPUTS if any(name in each.finished.inputs for each in every)),
         query_block=query_block(options.sm, cfg.head_dim),
         position_pad=cfg.position_pad,
     )
-    return plan, {**finished.kernels, **converters}
+    kernels = {name: how for each in every for name, how in each.finished.kernels.items()}
+    return plan, {**kernels, **converters}
 
 
 def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str, KernelLaunch]]:
@@ -171,6 +200,17 @@ def compile_plan(plan: Plan, kernels: Mapping[str, KernelLaunch]) -> Plan:
 
 def compile_kernel(how: KernelLaunch, sm: int) -> Function:
     """A cubin for one SM. Raises EngineError with the compiler's words."""
+    made = nvrtc.compile_source(how, sm) if isinstance(how.function, Source) else _compile_triton(how, sm)
+    limit = SHARED_KIB.get(sm, 99) << 10
+    if made.shared > limit:
+        raise EngineError(
+            f"cuda-sm{sm}: {made.symbol} needs {made.shared} bytes of shared memory, and a block of SM{sm} has {limit}. "
+            "Use another target."
+        )
+    return made
+
+
+def _compile_triton(how: KernelLaunch, sm: int) -> Function:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -196,12 +236,6 @@ def compile_kernel(how: KernelLaunch, sm: int) -> Function:
         built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     except Exception as error:  # Triton's compiler raises many classes without a common base
         raise EngineError(f"cuda-sm{sm}: {how.function.__name__} does not compile: {error}") from error
-    limit = SHARED_KIB.get(sm, 99) << 10
-    if built.metadata.shared > limit:
-        raise EngineError(
-            f"cuda-sm{sm}: {how.function.__name__} needs {built.metadata.shared} bytes of shared memory, and a block "
-            f"of SM{sm} has {limit}. Use another target."
-        )
     scratch = sum(hasattr(built.metadata, f"{kind}_scratch_size") for kind in ("global", "profile"))
     return Function(
         cubin=built.asm["cubin"],

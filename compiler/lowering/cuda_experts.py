@@ -58,6 +58,7 @@ def grouped(program: Program, mixture: Mixture, x: Operand, logits: Operand) -> 
                 "x": source,
                 "weight": program.matrix((f"{m.name}.{part}.weight",), width, m.dtype),
                 "bias": None,
+                "residual": None,
                 "order": order if first else None,
                 "groups": groups,
                 "out": out,

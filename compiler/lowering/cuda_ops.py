@@ -220,9 +220,10 @@ class CudaOps:
         """A product and what follows it, in the place of the product."""
         del self.program.steps[-1]
         x, out = product.x, self.program.buffer(product.x.rows, width, product.out.dtype)
-        operands = {"x": x, "weight": product.weight, "bias": product.bias, "order": None, "groups": None}
+        operands = {"x": x, "weight": product.weight, "bias": product.bias, "residual": None}
+        operands |= {"order": None, "groups": None, "out": out}
         attrs = {"act": act, "gated": gated, "transposed": False, "rows": x.rows}
-        self.program.launch("linear", attrs, {**operands, "out": out}, ("out",))
+        self.program.launch("linear", attrs, operands, ("out",))
         return Stored({out.dtype: out})
 
     def _activate(self, x: Operand, up: Operand | None, act: Act) -> Value:
@@ -317,13 +318,17 @@ def emit_program(
     weights: Mapping[str, Weight],
     options: CudaOptions,
     precision: Policy = PLAIN,
+    *,
+    least: int = 0,
+    beside: Program | None = None,
 ) -> EmittedProgram:
-    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types."""
+    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types, for batches
+    of ``least`` tokens and more. ``beside``: the program of the same model whose device tensors this one shares."""
     half = cfg.placement == "post" or precision.fp16_stream
     stream: Stream = options.stream or ("f16" if half else "f32")
     own = dict(weights)
-    program = Program(own)
+    program = Program(own, tensors=beside.tensors, constants=beside.constants) if beside else Program(own)
     ops = CudaOps(program, stream, options, precision.islands)
     output = ops.store(run(cfg, head, Folded(ops, own, precision, cfg)).value, "f32")
-    finished = program.finish(output, options.sm)
+    finished = program.finish(output, options.sm, least)
     return EmittedProgram(finished=finished, program=program, output=output, stream=stream)

@@ -32,6 +32,11 @@ class CudaOptions:
         return self.sm == 90 if self.fuse_activation is None else self.fuse_activation
 
     @property
+    def large(self) -> bool:
+        """Whether large batches have steps of their own."""
+        return self.sm == 90 and self.fuses
+
+    @property
     def groups(self) -> bool:
         """Whether tokens are sorted by expert."""
         return self.sm == 90 if self.experts is None else self.experts == "grouped"

@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bei.compiler.lowering.cuda_large import own_products
+from bei.compiler.lowering.cuda_steps import ALIGNMENT, forms_of, reads, writes
 from bei.compiler.weights import Weight
 from bei.cuda_plan import (
     INPUTS,
@@ -24,17 +26,13 @@ from bei.cuda_plan import (
     Launch,
     Operand,
     Part,
-    Product,
     Size,
     Step,
     Symbol,
     WeightTensor,
 )
 from bei.errors import LoweringError
-from bei.kernels.launch import Form, KernelLaunch
-
-ALIGNMENT = 16
-"""Bytes; offsets a token are multiples of it, so that every access of a kernel can be 16 bytes wide."""
+from bei.kernels.launch import KernelLaunch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +48,8 @@ class Finished:
 
 @dataclass(slots=True)
 class Program:
-    """Collects what `CudaOps` emits. ``weights`` are the checkpoint's; ``tensors`` the device's."""
+    """Collects what `CudaOps` emits. ``weights`` are the checkpoint's; ``tensors`` the device's, which programs of one model
+    share with their ``constants``."""
 
     weights: Mapping[str, Weight]
     steps: list[Step] = field(default_factory=list)
@@ -144,14 +143,14 @@ class Program:
         self.constants += np.ascontiguousarray(values, np.float32).tobytes()
         return Part(file=None, offset=offset, dtype="F32", count=values.size, at=at, scale=scale)
 
-    def finish(self, output: Operand, sm: int) -> Finished:
-        """Drop what nothing reads, choose kernels, place buffers."""
+    def finish(self, output: Operand, sm: int, least: int = 0) -> Finished:
+        """Drop what nothing reads, choose kernels for batches of ``least`` tokens and more, place buffers."""
         steps = _needed(self.steps, output)
         kernels: dict[str, KernelLaunch] = {}
         ready: list[Step] = []
-        for step in steps:
+        for step in own_products(steps, sm) if least else steps:
             if isinstance(step, Launch):
-                step = _launched(step, sm, kernels)
+                step = _launched(step, sm, least, kernels)
             ready.append(step)
         buffers, arena = _place(ready, output, self._buffers)
         used = {o.name for step in ready for o in reads(step) if o.place == "input"}
@@ -159,10 +158,10 @@ class Program:
         return Finished(steps=tuple(ready), kernels=kernels, buffers=buffers, arena=arena, inputs=inputs)
 
 
-def _launched(step: Launch, sm: int, kernels: dict[str, KernelLaunch]) -> Launch:
+def _launched(step: Launch, sm: int, least: int, kernels: dict[str, KernelLaunch]) -> Launch:
     """With its functions and grids; what has to be compiled for them is added to ``kernels``."""
     module = import_module(f"bei.kernels.{step.op}")
-    forms = {name: _form(operand) for name, operand in step.operands.items()}
+    forms = forms_of(step.operands)
 
     def named(how: KernelLaunch) -> str:
         name = function_name(step.op, how)
@@ -171,12 +170,17 @@ def _launched(step: Launch, sm: int, kernels: dict[str, KernelLaunch]) -> Launch
 
     how: KernelLaunch = module.plan(forms, sm=sm, **step.attrs)
     few: Mapping[int, KernelLaunch] = module.few(forms, sm=sm, **step.attrs) if hasattr(module, "few") else {}
+    few = {most: form for most, form in few.items() if most >= least}
     return msgspec.structs.replace(
         step,
         function=named(how),
         grid=how.grid,
         sizes=how.sizes,
-        few=tuple(Few(most=most, function=named(few[most]), grid=few[most].grid) for most in sorted(few)),
+        boxes=dict(how.boxes),
+        few=tuple(
+            Few(most=most, function=named(form), grid=form.grid, boxes=dict(form.boxes))
+            for most, form in sorted(few.items())
+        ),
     )
 
 
@@ -184,20 +188,6 @@ def function_name(op: str, how: KernelLaunch) -> str:
     """One name for one compiled kernel: the same types and constants give the same name."""
     facts = [dict(how.pointers), dict(how.constants), how.warps, how.stages, how.unaligned]
     return f"{op}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
-
-
-def reads(step: Step) -> list[Operand]:
-    """What a step reads."""
-    if isinstance(step, Product):
-        return [o for o in (step.x, step.weight, step.bias) if o is not None]
-    return [o for name, o in step.operands.items() if o is not None and name not in step.writes]
-
-
-def writes(step: Step) -> list[Operand]:
-    """What a step writes."""
-    if isinstance(step, Product):
-        return [step.out]
-    return [o for name in step.writes if (o := step.operands[name]) is not None]
 
 
 def _needed(steps: Sequence[Step], output: Operand) -> list[Step]:
@@ -215,13 +205,6 @@ def _needed(steps: Sequence[Step], output: Operand) -> list[Step]:
             wanted |= {o.name for o in reads(step) if o.place == "arena"}
             kept.append(step)
     return kept[::-1]
-
-
-def _form(operand: Operand | None) -> Form | None:
-    if operand is None:
-        return None
-    aligned = operand.column * ITEMSIZE[operand.dtype] % ALIGNMENT == 0
-    return Form(dtype=operand.dtype, width=operand.width, stride=operand.stride, aligned=aligned)
 
 
 def _place(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
+from bei.cuda_plan import DType
 from bei.errors import EngineError
 from bei.gpu import LIBRARIES
 from bei.runtime.cuda.failure import failure
@@ -17,6 +18,10 @@ MAX_DYNAMIC_SHARED = 8
 OUT_OF_MEMORY = 2
 NON_BLOCKING = 1
 DISABLE_TIMING = 2
+MULTIPROCESSORS = 16
+MAP_TYPES: dict[DType, int] = {"i32": 3, "f16": 6, "f32": 7, "bf16": 9}
+MAP_SWIZZLE = {64: 2, 128: 3}
+MAP_PROMOTE_256 = 3
 
 _U, _P, _PP = c_uint, c_void_p, POINTER(c_void_p)
 _ADDRESS, _ADDRESSES = c_ulonglong, POINTER(c_ulonglong)
@@ -24,6 +29,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (_U,),
     "cuDriverGetVersion": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (_PP, c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
@@ -41,6 +47,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuModuleGetFunction": (_PP, _P, c_char_p),
     "cuFuncSetAttribute": (_P, c_int, c_int),
     "cuLaunchKernel": (_P, _U, _U, _U, _U, _U, _U, _U, _P, _PP, _PP),
+    "cuTensorMapEncodeTiled": (
+        _P, c_int, _U, _ADDRESS, _ADDRESSES, _ADDRESSES, POINTER(_U), POINTER(_U), c_int, c_int, c_int, c_int,
+    ),
     "cuStreamCreate": (_PP, _U),
     "cuStreamDestroy_v2": (_P,),
     "cuStreamSynchronize": (_P,),
@@ -55,7 +64,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuEventSynchronize": (_P,),
     "cuEventElapsedTime": (POINTER(c_float), _P, _P),
     "cuEventDestroy_v2": (_P,),
-}
+}  # fmt: skip
+
+
+def tensor_map() -> "ctypes.Array[c_ulonglong]":
+    """Room for a CUtensorMap: 128 bytes at a multiple of 64, as the driver wants it."""
+    room = (c_ulonglong * 24)()
+    made = (c_ulonglong * 16).from_buffer(room, -ctypes.addressof(room) % 64)
+    return made  # keeps ``room`` alive
 
 
 class Driver:

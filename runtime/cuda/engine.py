@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Step, Symbol
+from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Schedule, Step, Symbol
 from bei.runtime.cuda.batch import Batch, Sizes, assemble, layout
 from bei.runtime.cuda.device import Addresses, Bytes, Device
 from bei.runtime.cuda.weights import upload
@@ -95,7 +95,7 @@ class Engine:
 
     def output_address(self, batch: Batch) -> int:
         """Where the device has a batch's results."""
-        return self._address(self.plan.output, batch.sizes, {})
+        return self._address(self._schedule(batch.sizes).output, batch.sizes, {})
 
     @property
     def input_address(self) -> int:
@@ -141,13 +141,16 @@ class Engine:
         self._inputs = self.device.allocate(size)
         self._input_bytes = size
 
+    def _schedule(self, sizes: Sizes) -> Schedule:
+        return self.plan.schedule(sizes.rounded["tokens"])
+
     def _address(self, operand: Operand, sizes: Sizes, inputs: dict[str, int]) -> int:
         column = operand.column * ITEMSIZE[operand.dtype]
         if operand.place == "weight":
             return self._weights[operand.name] + column
         if operand.place == "input":
             return inputs[operand.name]
-        buffer = self.plan.buffers[operand.name]
+        buffer = self._schedule(sizes).buffers[operand.name]
         return self._arena[buffer.rows] + buffer.offset * sizes.rounded[buffer.rows] + column
 
     # --- graphs
@@ -165,11 +168,11 @@ class Engine:
         return graph
 
     def _queue(self, sizes: Sizes) -> None:
-        for step in self.plan.steps:
+        for step in self._schedule(sizes).steps:
             self.queue(step, sizes)
 
     def queue(self, step: Step, sizes: Sizes) -> None:
-        """One step of the plan, over the inputs that are on the device."""
+        """One step of a schedule, over the inputs that are on the device."""
         offsets, _ = layout(self.plan.inputs, sizes.rounded)
         inputs = {name: self._inputs + 4 * offset for name, offset in offsets.items()}
 

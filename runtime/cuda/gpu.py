@@ -2,12 +2,12 @@
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import byref, c_float, c_int, c_size_t, c_ulonglong, c_void_p
+from ctypes import byref, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
 import numpy as np
 
-from bei.cuda_plan import Function, Launch, Product
+from bei.cuda_plan import ITEMSIZE, Box, Function, Launch, Product
 from bei.errors import EngineError
 from bei.runtime.cuda import driver as cu
 from bei.runtime.cuda.cublaslt import WORKSPACE, CublasLt
@@ -29,6 +29,9 @@ class Gpu:
         text = ctypes.create_string_buffer(256)
         self.driver("cuDeviceGetName", text, 256, self._device)
         self.name = text.value.decode(errors="replace")
+        count = c_int()
+        self.driver("cuDeviceGetAttribute", byref(count), cu.MULTIPROCESSORS, self._device)
+        self._processors = {"processors": count.value}
         self._modules: list[c_void_p] = []
         self._functions: dict[str, tuple[c_void_p, Function]] = {}
         self._allocated: set[int] = set()
@@ -94,8 +97,14 @@ class Gpu:
     def launch(self, step: Launch, addresses: Sequence[int], sizes: Mapping[str, int]) -> None:
         form = step.form(sizes)
         handle, function = self._functions[form.function]
-        grid = [size.of(sizes) for size in form.grid] + [1] * (3 - len(form.grid))
-        values: list[Any] = [c_ulonglong(address) for address in addresses]
+        grid = [size.of({**sizes, **self._processors}) for size in form.grid] + [1] * (3 - len(form.grid))
+        present = (name for name, operand in step.operands.items() if operand is not None)
+        values: list[Any] = [
+            self._map(step, form.boxes[name], name, address, sizes)
+            if name in form.boxes
+            else c_ulonglong(address)
+            for name, address in zip(present, addresses, strict=True)
+        ]
         values += [c_int(sizes[symbol]) for symbol in step.sizes]
         values += [c_ulonglong(0)] * function.scratch
         parameters = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
@@ -103,6 +112,21 @@ class Gpu:
             "cuLaunchKernel", handle, *grid, function.threads, 1, 1, function.shared, self.stream,
             ctypes.cast(parameters, ctypes.POINTER(c_void_p)), None,
         )  # fmt: skip
+
+    def _map(
+        self, step: Launch, box: Box, name: str, address: int, sizes: Mapping[str, int]
+    ) -> "ctypes.Array[c_ulonglong]":
+        operand = step.operands[name]
+        assert operand is not None
+        item = ITEMSIZE[operand.dtype]
+        made = cu.tensor_map()
+        self.driver(
+            "cuTensorMapEncodeTiled", ctypes.addressof(made), cu.MAP_TYPES[operand.dtype], 2, address,
+            (c_ulonglong * 2)(operand.width, box.height or sizes[operand.rows]), (c_ulonglong * 1)(operand.stride * item),
+            (c_uint * 2)(box.columns, box.rows), (c_uint * 2)(1, 1),
+            0, cu.MAP_SWIZZLE[box.swizzle], cu.MAP_PROMOTE_256, 0,
+        )  # fmt: skip
+        return made
 
     def multiply(self, step: Product, at: Addresses, rows: int) -> None:
         if self._lt is None:

@@ -2,7 +2,7 @@
 
 A plan is an explicit list of steps over operands in an arena, with the compiled kernels and small constants inside.
 Sizes depend on three numbers of a batch: ``tokens`` T, ``rows`` B (texts) and ``work`` W (attention's query blocks);
-``slots`` S, where tokens lie sorted by expert, follows from T.
+``slots`` S, where tokens lie sorted by expert, follows from T. ``processors`` is how many multiprocessors the GPU has.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ import msgspec
 
 from bei.errors import BundleError
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
-Symbol = Literal["tokens", "rows", "work", "slots", "one"]
+Symbol = Literal["tokens", "rows", "work", "slots", "one", "processors"]
 DType = Literal["f16", "f32", "bf16", "i32"]
 Epilogue = Literal["none", "relu", "gelu_tanh"]
 
@@ -67,19 +67,34 @@ class Operand(_Data, frozen=True, kw_only=True):
     column: int = 0
 
 
+class Box(_Data, frozen=True, kw_only=True):
+    """A tile of an operand that one copy of the tensor memory accelerator moves: the kernel's parameter is a tensor map
+    instead of an address (cuTensorMapEncodeTiled). ``swizzle``: bytes; a row of the box has as many.
+
+    ``height``: rows the operand has, None where its symbol says so; what lies beyond reads as 0 and is not written.
+    """
+
+    rows: int
+    columns: int
+    swizzle: Literal[64, 128]
+    height: int | None = None
+
+
 class Few(_Data, frozen=True, kw_only=True):
-    """What takes the place of a launch's function and grid while its first size is at most ``most``."""
+    """What takes the place of a launch's function, grid and boxes while its first size is at most ``most``."""
 
     most: int
     function: str
     grid: tuple[Size, ...]
+    boxes: dict[str, Box] = {}
 
 
 class Launch(_Data, frozen=True, kw_only=True, tag="launch"):
     """One kernel launch: ``op`` and ``attrs`` say what it computes (`bei.kernels.<op>.reference`), the rest how.
 
     ``function`` is a key of the plan's functions; ``operands`` in the kernel's parameter order (None: compiled out),
-    then ``sizes`` as int32. ``few``: other forms for small batches, the smallest first.
+    then ``sizes`` as int32. ``boxes``: operands passed as tensor maps. ``few``: other forms for small batches, the
+    smallest first.
     """
 
     op: str
@@ -89,10 +104,11 @@ class Launch(_Data, frozen=True, kw_only=True, tag="launch"):
     function: str = ""
     grid: tuple[Size, ...] = ()
     sizes: tuple[Symbol, ...] = ()
+    boxes: dict[str, Box] = {}
     few: tuple[Few, ...] = ()
 
     def form(self, sizes: Mapping[str, int]) -> "Launch | Few":
-        """Whose function and grid serve a batch; ``sizes`` by symbol."""
+        """Whose function, grid and boxes serve a batch; ``sizes`` by symbol."""
         return next((few for few in self.few if sizes[self.sizes[0]] <= few.most), self)
 
 
@@ -147,12 +163,23 @@ class WeightTensor(_Data, frozen=True, kw_only=True):
     parts: tuple[Part, ...]
 
 
+class Schedule(_Data, frozen=True, kw_only=True):
+    """What is done for batches of ``least`` tokens and more: ``steps``, where their ``buffers`` are, the head's result."""
+
+    least: int
+    steps: tuple[Step, ...]
+    buffers: dict[str, Buffer]
+    output: Operand
+
+
 class Plan(_Data, frozen=True, kw_only=True):
-    """One engine for one SM. ``arena`` bytes a token, a row and a slot of a batch need; ``slots`` how many slots it has.
+    """One engine for one SM. ``schedules``: the smallest ``least`` first, which is 0; all have outputs of one form.
+
+    ``arena`` bytes a token, a row and a slot of a batch need; ``slots`` how many slots it has.
 
     ``conversions``: how a stored dtype becomes a device one, by "F32:f16".
     ``gelu`` "tanh": erf-GELU is approximated in the epilogue of its product.
-    ``query_block``: queries a work item covers. ``inputs``: the `INPUTS` read. ``output``: the head's result.
+    ``query_block``: queries a work item covers. ``inputs``: the `INPUTS` read.
     """
 
     version: int
@@ -160,18 +187,25 @@ class Plan(_Data, frozen=True, kw_only=True):
     triton: str
     stream: Literal["f16", "f32"]
     gelu: Literal["erf", "tanh"]
-    steps: tuple[Step, ...]
+    schedules: tuple[Schedule, ...]
     functions: dict[str, Function]
-    buffers: dict[str, Buffer]
     arena: dict[Symbol, int]
     weights: dict[str, WeightTensor]
     conversions: dict[str, Launch]
     constants: bytes
     inputs: tuple[str, ...]
-    output: Operand
     query_block: int
     position_pad: int | None
     slots: Size | None = None
+
+    def schedule(self, tokens: int) -> Schedule:
+        """Which serves a batch of so many tokens."""
+        return [each for each in self.schedules if each.least <= tokens][-1]
+
+    @property
+    def output(self) -> Operand:
+        """The form of the head's result; where it is, each schedule says for itself."""
+        return self.schedules[0].output
 
 
 def encode_plan(plan: Plan) -> bytes:

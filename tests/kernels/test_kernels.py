@@ -14,6 +14,8 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before the imports below
 
+from tests.kernels.compiled import launch_compiled
+
 from bei.kernels import (
     activate,
     add_norm,
@@ -29,7 +31,7 @@ from bei.kernels import (
     rope,
     route,
 )
-from bei.kernels.launch import Sample, forms, run, run_form
+from bei.kernels.launch import Sample, Source, forms, run, run_form
 
 DEVICE = "cuda" if GPU else "cpu"
 SM = 10 * torch.cuda.get_device_capability()[0] if GPU else 80
@@ -102,7 +104,11 @@ def test_forms_for_small_batches(shape: Any) -> None:
 def check(kernel: Any, shape: Any, dtype: torch.dtype, tolerance: float, sm: int) -> None:
     sample = kernel.make_inputs(shape, device=DEVICE, dtype=dtype, sm=sm)
     expected = kernel.reference(**sample.operands, **sample.attrs)
-    run(kernel, sample.operands, sample.sizes, sm=sm, **sample.attrs)
+    how = kernel.plan(forms(sample.operands), sm=sm, **sample.attrs)
+    if isinstance(how.function, Source):
+        launch_compiled(how, sample)
+    else:
+        run_form(how, sample.operands, sample.sizes)
     compare(expected, sample, tolerance)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bei.cuda_plan import INPUTS, Operand, Plan
+from bei.cuda_plan import INPUTS, Operand, Plan, Schedule
 from bei.runtime.cuda.batch import assemble, rounded, work_items
 from bei.runtime.executor import Row
 
@@ -21,15 +21,13 @@ def plan(position_pad: int | None = None) -> Plan:
         triton="",
         stream="f16",
         gelu="erf",
-        steps=(),
+        schedules=(Schedule(least=0, steps=(), buffers={}, output=output),),
         functions={},
-        buffers={},
         arena={},
         weights={},
         conversions={},
         constants=b"",
         inputs=tuple(INPUTS),
-        output=output,
         query_block=64,
         position_pad=position_pad,
     )

@@ -43,7 +43,7 @@ GROUPED = textwrap.dedent("""
     for transposed, k, n in ((False, 768, 3072), (True, 3072, 768)):
         forms = {
             "x": form("f16", k), "weight": form("f16", n if transposed else k), "bias": None,
-            "order": None if transposed else form("i32", 4), "groups": form("i32", 16), "out": form("f16", n),
+            "residual": None, "order": None if transposed else form("i32", 4), "groups": form("i32", 16), "out": form("f16", n),
         }
         how = linear.plan(forms, sm=90, act="identity", gated=False, transposed=transposed, rows="slots")
         tile = linear.tile(90, fp32=False, gated=False, width=n)

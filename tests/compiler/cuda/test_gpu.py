@@ -14,7 +14,7 @@ from tests.compiler.cuda.test_plan_parity import EMBED
 
 from bei.compiler.engines.cuda import lower
 from bei.compiler.lowering.cuda_options import CudaOptions
-from bei.cuda_plan import Function, Plan
+from bei.cuda_plan import Function, Launch, Plan
 from bei.errors import EngineError
 from bei.runtime.cuda import gpu as module
 from bei.runtime.cuda.engine import Engine
@@ -30,6 +30,8 @@ class SimulatedDriver:
     owner: ClassVar[dict[int, int]] = {}
     sizes: ClassVar[dict[int, int]] = {}
     host: ClassVar[dict[int, Any]] = {}
+    maps: ClassVar[list[tuple[Any, ...]]] = []
+    grids: ClassVar[list[tuple[int, ...]]] = []
     next: ClassVar[int] = 5000
 
     def __init__(self, subject: str) -> None:
@@ -38,7 +40,7 @@ class SimulatedDriver:
     @classmethod
     def reset(cls) -> None:
         cls.limit = 1 << 40
-        for table in (cls.current, cls.owner, cls.sizes, cls.host):
+        for table in (cls.current, cls.owner, cls.sizes, cls.host, cls.maps, cls.grids):
             table.clear()
 
     def context(self) -> int:
@@ -87,6 +89,8 @@ class SimulatedDriver:
             self.current[threading.get_ident()] = arguments[0].value
         elif name == "cuStreamEndCapture":
             arguments[1]._obj.value = self.made()
+        elif name == "cuDeviceGetAttribute":
+            arguments[0]._obj.value = 132
         elif name not in (
             "cuDeviceGetName",
             "cuDevicePrimaryCtxRelease_v2",
@@ -96,6 +100,10 @@ class SimulatedDriver:
             self.check(*arguments)
             if name == "cuMemFree_v2":
                 del self.sizes[arguments[0]]
+            elif name == "cuTensorMapEncodeTiled":
+                self.maps.append(arguments)
+            elif name == "cuLaunchKernel":
+                self.grids.append(arguments[1:4])
 
 
 class SimulatedLt:
@@ -212,3 +220,23 @@ def test_an_engine_that_does_not_fit_gives_back_what_it_took(
         Engine(gpu, plan_of(bert), bert.folder)
     gpu.close()
     assert not driver.sizes
+
+
+def test_tensor_maps_say_where_an_operand_is_and_how_its_tiles_lie(bert: Loaded) -> None:
+    gpu, plan = Gpu("cuda-sm90"), plan_of(bert)
+    gpu.load(plan.functions)
+    step = next(s for s in plan.schedules[-1].steps if isinstance(s, Launch) and s.op == "linear")
+    addresses = {name: 1 << 20 | n << 12 for n, name in enumerate(step.operands) if step.operands[name]}
+    gpu.launch(step, list(addresses.values()), {"tokens": 5000, "one": 1})
+    assert SimulatedDriver.grids == [(2, 66, 1)]
+    assert len(SimulatedDriver.maps) == len(step.boxes) == 3
+    for name, (at, dtype, rank, address, shape, strides, box, steps, _, swizzle, *_) in zip(
+        ("x", "weight", "out"), SimulatedDriver.maps, strict=True
+    ):
+        operand, how = step.operands[name], step.boxes[name]
+        assert operand and at % 64 == 0 and (dtype, rank) == (6, 2)
+        assert address == addresses[name] and list(steps) == [1, 1]
+        rows = step.operands["out"].width if name == "weight" else 5000  # type: ignore[union-attr]
+        assert list(shape) == [operand.width, rows] and list(strides) == [2 * operand.stride]
+        assert list(box) == [how.columns, how.rows]
+        assert swizzle == {64: 2, 128: 3}[2 * how.columns]

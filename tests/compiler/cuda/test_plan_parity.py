@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.compiler.cuda.simulated import SimulatedDevice
 
 from bei.adapters.head import Head, Normalize
 from bei.compiler.engines.cuda import lower
+from bei.compiler.lowering.cuda_large import LEAST
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.precision.policy import PLAIN, Policy, Wide
@@ -32,22 +34,32 @@ def rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[Row]:
 def check(
     case: Case, folder: Path, options: CudaOptions, policy: Policy = PLAIN, typical: float = 0.9999
 ) -> Plan:
-    """Run twice: the second time through the captured graph, in memory that the first left behind."""
+    """Every schedule, run twice: the second time through the captured graph, in memory that the first left behind."""
     save(case, folder)
     loaded = load(folder)
     ids, mask = batch(case.lengths, loaded.cfg.vocab)
     expected = run_torch(loaded.cfg, HIDDEN_STATES, loaded.weights, ids, mask)
     plan, _ = lower(loaded.cfg, HIDDEN_STATES, loaded.weights, options, policy)
     plan = decode_plan(encode_plan(plan), "plan")
-    engine = Engine(SimulatedDevice(plan), plan, folder)
-    for _ in range(2):
-        results = engine.run(rows_of(ids, mask))
-        for line, keep, result in zip(expected, mask, results, strict=True):
-            want = line[keep.bool()].numpy()
-            cosine = (want * result).sum(-1) / np.linalg.norm(want, axis=-1) / np.linalg.norm(result, axis=-1)
-            assert cosine.min() > 10 * typical - 9  # a token may nearly cancel in a norm
-            assert np.median(cosine) > typical
+    for one in alone(plan):
+        engine = Engine(SimulatedDevice(one), one, folder)
+        for _ in range(2):
+            results = engine.run(rows_of(ids, mask))
+            for line, keep, result in zip(expected, mask, results, strict=True):
+                want = line[keep.bool()].numpy()
+                norms = np.linalg.norm(want, axis=-1) * np.linalg.norm(result, axis=-1)
+                cosine = (want * result).sum(-1) / norms
+                assert cosine.min() > 10 * typical - 9  # a token may nearly cancel in a norm
+                assert np.median(cosine) > typical
     return plan
+
+
+def alone(plan: Plan) -> list[Plan]:
+    """A plan for each schedule, which serves every batch."""
+    return [
+        msgspec.structs.replace(plan, schedules=(msgspec.structs.replace(schedule, least=0),))
+        for schedule in plan.schedules
+    ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -66,7 +78,9 @@ def test_islands_are_stored_as_the_policy_says(case: Case, tmp_path: Path) -> No
         "layers.0.attention": "bf16", "layers.0.mlp": "fp32", "layers.1.attention": "fp32", "layers.1.mlp": "bf16"
     }  # fmt: skip
     plan = check(case, tmp_path, CudaOptions(sm=90), Policy(islands=islands), typical=0.999)
-    attention = [step for step in plan.steps if isinstance(step, Launch) and step.op == "attention"]
+    attention = [
+        step for step in plan.schedules[0].steps if isinstance(step, Launch) and step.op == "attention"
+    ]
     types = [operand.dtype for step in attention if (operand := step.operands["out"]) is not None]
     assert types[:2] == ["bf16", "f32"] and set(types[2:]) <= {"f16"}
 
@@ -98,7 +112,7 @@ def test_a_token_of_a_mixture_does_not_depend_on_its_batch(tmp_path: Path) -> No
     save(case, tmp_path)
     loaded = load(tmp_path)
     plan, _ = lower(loaded.cfg, EMBED, loaded.weights, CudaOptions(sm=90, experts="grouped"))
-    assert plan.slots is not None and "place" in {getattr(step, "op", "") for step in plan.steps}
+    assert plan.slots is not None and "place" in {getattr(step, "op", "") for step in plan.schedules[0].steps}
     engine = Engine(SimulatedDevice(plan), plan, tmp_path)
     rng = np.random.default_rng(0)
     rows = [
@@ -107,3 +121,19 @@ def test_a_token_of_a_mixture_does_not_depend_on_its_batch(tmp_path: Path) -> No
     together = np.asarray(engine.run(rows))
     for row, vector in zip(rows, together, strict=True):
         np.testing.assert_allclose(np.asarray(engine.run([row]))[0], vector, atol=2e-3)
+
+
+def test_a_large_batch_gives_what_its_texts_give_alone(tmp_path: Path) -> None:
+    save(CASES[0], tmp_path)
+    loaded = load(tmp_path)
+    plan, _ = lower(loaded.cfg, EMBED, loaded.weights, CudaOptions(sm=90))
+    engine = Engine(SimulatedDevice(plan), plan, tmp_path)
+    rng = np.random.default_rng(0)
+    rows = [
+        Row(ids=rng.integers(5, 97, 40).astype(np.int32), types=np.zeros(40, np.int32)) for _ in range(105)
+    ]
+    assert plan.schedule(105 * 40).least == LEAST > plan.schedule(40).least
+    together = np.asarray(engine.run(rows))
+    alone = np.concatenate([np.asarray(engine.run([row])) for row in rows[::23]])
+    np.testing.assert_allclose(together[::23], alone, atol=2e-3)
+    np.testing.assert_array_equal(np.asarray(engine.run(rows)), together)

@@ -1,6 +1,6 @@
 """A plan under construction: what is dropped, what shares memory, what refuses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,21 @@ from tests.adapters.cases import CASES
 from tests.adapters.tiny import HIDDEN_STATES, Loaded, load, save
 
 from bei.compiler.engines.cuda import lower
+from bei.compiler.lowering.cuda_large import LEAST
 from bei.compiler.lowering.cuda_options import CudaOptions
-from bei.compiler.lowering.cuda_program import Program, reads, writes
-from bei.cuda_plan import PLAN_VERSION, Launch, Operand, Plan, Product, decode_plan, encode_plan
+from bei.compiler.lowering.cuda_program import Program
+from bei.compiler.lowering.cuda_steps import reads, writes
+from bei.cuda_plan import (
+    PLAN_VERSION,
+    Launch,
+    Operand,
+    Plan,
+    Product,
+    Schedule,
+    Symbol,
+    decode_plan,
+    encode_plan,
+)
 from bei.errors import BundleError
 
 
@@ -29,12 +41,40 @@ def plan_of(bert: Loaded, **options: str) -> Plan:
 
 
 def ops(plan: Plan) -> list[str]:
-    return [step.op if isinstance(step, Launch) else "product" for step in plan.steps]
+    return [step.op if isinstance(step, Launch) else "product" for step in plan.schedules[0].steps]
 
 
 def test_a_bert_layer_is_seven_steps(bert: Loaded) -> None:
     layer = ["product", "attention", "product", "add_norm", "linear", "product", "add_norm"]
     assert ops(plan_of(bert)) == ["embed", *layer * len(bert.cfg.layers)]
+
+
+def test_large_batches_compute_every_product_in_our_own_kernel(bert: Loaded) -> None:
+    large = plan_of(bert).schedule(LEAST)
+    layer = ["linear", "attention", "linear", "add_norm", "linear", "linear", "add_norm"]
+    steps = [step for step in large.steps if isinstance(step, Launch)]
+    assert [step.op for step in steps] == ["embed", *layer * len(bert.cfg.layers)] and len(steps) == len(
+        large.steps
+    )
+    for step in (step for step in steps if step.op == "linear"):
+        assert set(step.boxes) == {"x", "weight", "out"}
+        assert not step.few, "what serves small batches only is left out"
+    assert plan_of(bert).schedule(LEAST - 1).least == 0
+
+
+def test_a_stream_in_fp16_is_summed_by_the_product_that_adds_to_it(tmp_path: Path) -> None:
+    save(next(case for case in CASES if case.name == "qwen3"), tmp_path)
+    loaded = load(tmp_path)
+    for stream, summed in (("f16", 2 * len(loaded.cfg.layers) - 1), ("f32", 0)):
+        steps = plan_of(loaded, stream=stream).schedule(LEAST).steps
+        launches = [step for step in steps if isinstance(step, Launch)]
+        inside = [step for step in launches if step.op == "linear" and step.operands["residual"]]
+        assert len(inside) == summed
+        for step in inside:
+            out, residual = step.operands["out"], step.operands["residual"]
+            assert out and residual and out.name != residual.name and "residual" in step.boxes
+            reader = next(s for s in launches if s.op == "add_norm" and s.operands["x"] == out)
+            assert reader.operands["a"] is None and "total" not in reader.writes
 
 
 def test_activations_are_kernels_of_their_own_where_fusing_was_not_measured(bert: Loaded) -> None:
@@ -45,7 +85,7 @@ def test_activations_are_kernels_of_their_own_where_fusing_was_not_measured(bert
 
 def test_small_batches_have_forms_of_their_own(bert: Loaded) -> None:
     plan = plan_of(bert)
-    fused = next(step for step in plan.steps if isinstance(step, Launch) and step.op == "linear")
+    fused = next(step for step in plan.schedules[0].steps if isinstance(step, Launch) and step.op == "linear")
     most = [few.most for few in fused.few]
     assert len(most) > 1 and most == sorted(most)
     chosen = [fused.form({"tokens": n}) for n in (1, most[0], most[0] + 1, most[-1], most[-1] + 1)]
@@ -57,27 +97,33 @@ def test_small_batches_have_forms_of_their_own(bert: Loaded) -> None:
 def test_gelu_in_the_epilogue_is_a_choice_that_the_plan_states(bert: Loaded) -> None:
     plan = plan_of(bert, gelu="tanh")
     assert plan.gelu == "tanh" and "activate" not in ops(plan)
-    assert [step.epilogue for step in plan.steps if isinstance(step, Product)].count("gelu_tanh") == len(
-        bert.cfg.layers
+    assert [step.epilogue for step in plan.schedules[0].steps if isinstance(step, Product)].count(
+        "gelu_tanh"
+    ) == len(bert.cfg.layers)
+    assert all(
+        step.epilogue == "none" for step in plan_of(bert).schedules[0].steps if isinstance(step, Product)
     )
-    assert all(step.epilogue == "none" for step in plan_of(bert).steps if isinstance(step, Product))
 
 
 def test_q_k_v_are_one_product(bert: Loaded) -> None:
-    first = next(step for step in plan_of(bert).steps if isinstance(step, Product))
+    first = next(step for step in plan_of(bert).schedules[0].steps if isinstance(step, Product))
     assert first.out.width == 3 * bert.cfg.dim
     assert first.weight.name.startswith("layers.0.q.weight+layers.0.k.weight+layers.0.v.weight")
 
 
 def test_a_post_norm_stream_is_written_once_in_fp16(bert: Loaded) -> None:
-    norms = [step for step in plan_of(bert).steps if isinstance(step, Launch) and step.op == "add_norm"]
+    norms = [
+        step
+        for step in plan_of(bert).schedules[0].steps
+        if isinstance(step, Launch) and step.op == "add_norm"
+    ]
     assert {step.writes for step in norms[:-1]} == {("half",)}
     assert norms[-1].writes == ("full",)  # the head is fp32
 
 
 def test_an_fp32_stream_is_written_beside_the_products_input(bert: Loaded) -> None:
     plan = plan_of(bert, stream="f32")
-    norms = [step for step in plan.steps if isinstance(step, Launch) and step.op == "add_norm"]
+    norms = [step for step in plan.schedules[0].steps if isinstance(step, Launch) and step.op == "add_norm"]
     assert norms[0].writes == ("half", "full")
 
 
@@ -88,14 +134,19 @@ def test_buffers_that_live_at_once_do_not_overlap(index: int, tmp_path: Path) ->
 
 
 def check_places(plan: Plan) -> None:
-    lives: dict[str, list[int]] = {plan.output.name: [len(plan.steps)]}
-    for at, step in enumerate(plan.steps):
+    for schedule in plan.schedules:
+        check_buffers(schedule, plan.arena)
+
+
+def check_buffers(schedule: Schedule, arena: Mapping[Symbol, int]) -> None:
+    lives: dict[str, list[int]] = {schedule.output.name: [len(schedule.steps)]}
+    for at, step in enumerate(schedule.steps):
         for operand in (*reads(step), *writes(step)):
             if operand.place == "arena":
                 lives.setdefault(operand.name, []).append(at)
-    for a, first in plan.buffers.items():
-        assert first.offset + first.row_bytes <= plan.arena[first.rows]
-        for b, second in plan.buffers.items():
+    for a, first in schedule.buffers.items():
+        assert first.offset + first.row_bytes <= arena[first.rows]
+        for b, second in schedule.buffers.items():
             together = a < b and first.rows == second.rows
             if together and min(lives[a]) <= max(lives[b]) and min(lives[b]) <= max(lives[a]):
                 apart = (first.offset + first.row_bytes, second.offset + second.row_bytes)

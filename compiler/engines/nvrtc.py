@@ -1,0 +1,72 @@
+"""CUDA C++ to machine code through NVRTC, which needs no GPU, no headers and no host compiler. Loaded with ctypes.
+
+Names: nvrtc.h. The library comes with the package nvidia-cuda-nvrtc.
+"""
+
+import ctypes
+import glob
+import os
+import sys
+from ctypes import byref, c_char_p, c_size_t, c_void_p
+from functools import cache
+from typing import Any
+
+from bei.cuda_plan import Function
+from bei.errors import EngineError
+from bei.kernels.launch import KernelLaunch, Source
+
+
+def compile_source(how: KernelLaunch, sm: int) -> Function:
+    """A cubin of a `Source` for one SM, with the instructions that only this SM has. Raises EngineError."""
+    source = how.function
+    assert isinstance(source, Source)
+    library = _library(f"cuda-sm{sm}")
+    head = "".join(f"#define {name} {int(value)}\n" for name, value in how.constants.items())
+    program = c_void_p()
+    _check(library.nvrtcCreateProgram(
+        byref(program), (head + source.text).encode(), f"{source.name}.cu".encode(), 0, None, None
+    ))  # fmt: skip
+    try:
+        options = (c_char_p * 2)(f"--gpu-architecture=sm_{sm}a".encode(), b"--std=c++17")
+        if library.nvrtcCompileProgram(program, len(options), options) != 0:
+            raise EngineError(
+                f"cuda-sm{sm}: {source.name} does not compile: {_read(library, program, 'ProgramLog').decode()}"
+            )
+        cubin = _read(library, program, "CUBIN")
+    finally:
+        library.nvrtcDestroyProgram(byref(program))
+    return Function(
+        cubin=cubin, symbol=source.name, threads=32 * how.warps, shared=source.shared, scratch=0
+    )  # fmt: skip
+
+
+def _read(library: Any, program: c_void_p, what: str) -> bytes:
+    size = c_size_t()
+    _check(getattr(library, f"nvrtcGet{what}Size")(program, byref(size)))
+    room = ctypes.create_string_buffer(size.value)
+    _check(getattr(library, f"nvrtcGet{what}")(program, room))
+    return room.raw
+
+
+def _check(code: int) -> None:
+    if code != 0:
+        raise EngineError(f"NVRTC failed with status {code}. Report this as a bug.")
+
+
+def find() -> str | None:
+    """The path of libnvrtc, from its package or the system's; None where there is none."""
+    for folder in sys.path:
+        found = glob.glob(os.path.join(folder, "nvidia", "*", "lib", "libnvrtc.so.*"))
+        if found:
+            return max(found)
+    return next((str(path) for path in glob.glob("/usr/local/cuda/lib64/libnvrtc.so.1[23]")), None)
+
+
+@cache
+def _library(subject: str) -> Any:
+    path = find()
+    if path is None:
+        raise EngineError(f'{subject}: NVRTC was not found. Install it: pip install "bei[cuda]".')
+    for builtins in glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*")):
+        ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)  # NVRTC asks for it by name, which no loader path has
+    return ctypes.CDLL(path)

@@ -1,0 +1,80 @@
+"""Large batches on Hopper: products by our own kernel, and residual sums inside them where the sum is stored.
+
+`bei.kernels.hopper` is faster than cuBLASLt from `LEAST` tokens on (benchmarks/results/h100/cuda_kernels.md). A sum that goes
+on as the residual stream is cheaper inside the product, where it is read and written once, than in `add_norm`, which would
+read both addends and write it beside the norm; where only the norm goes on (post-norm), `add_norm` is cheaper.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bei.compiler.lowering.cuda_steps import forms_of, reads, writes
+from bei.cuda_plan import Epilogue, Launch, Operand, Product, Step
+from bei.kernels import hopper
+from bei.kernels.activate import Act
+
+LEAST = 4096
+"""Tokens from which the steps made here are used."""
+ACTS: dict[Epilogue, Act] = {"none": "identity", "relu": "relu", "gelu_tanh": "gelu_tanh"}
+
+
+def own_products(steps: Sequence[Step], sm: int) -> list[Step]:
+    """The steps with every product that `bei.kernels.hopper` can compute computed by it."""
+    made = [_own(step, sm) if isinstance(step, Product) else step for step in steps]
+    for at, step in enumerate(made):
+        if isinstance(step, Launch) and step.op == "add_norm":
+            _sum_inside(made, at, sm)
+    return made
+
+
+def _own(step: Product, sm: int) -> Step:
+    operands = {
+        "x": step.x,
+        "weight": step.weight,
+        "bias": step.bias,
+        "residual": None,
+        "order": None,
+        "groups": None,
+        "out": step.out,
+    }
+    if step.x.rows != "tokens" or not hopper.fits(forms_of(operands), sm=sm, transposed=step.transposed):
+        return step
+    attrs = {"act": ACTS[step.epilogue], "gated": False, "transposed": False, "rows": step.x.rows}
+    return Launch(op="linear", attrs=attrs, operands=operands, writes=("out",))
+
+
+def _sum_inside(steps: list[Step], at: int, sm: int) -> None:
+    """Where the `add_norm` at ``at`` stores its sum and one addend is a product that nothing else reads, let the product make
+    the sum."""
+    norm = steps[at]
+    assert isinstance(norm, Launch)
+    x, a, total = (norm.operands[name] for name in ("x", "a", "total"))
+    if x is None or a is None or total is None or norm.attrs["factor"] != 1.0:
+        return
+    for addend, other in ((a, x), (x, a)):
+        maker = _sole_maker(steps, addend, at)
+        product = None if maker is None else steps[maker]
+        if maker is None or not isinstance(product, Launch) or _made(steps, other) >= maker:
+            continue
+        operands = {**product.operands, "residual": other, "out": total}
+        if product.operands["residual"] is None and hopper.fits(forms_of(operands), sm=sm, transposed=False):
+            steps[maker] = msgspec.structs.replace(product, operands=operands)
+            live = tuple(name for name in norm.writes if name != "total")
+            summed = {**norm.operands, "x": total, "a": None, "total": None}
+            steps[at] = msgspec.structs.replace(norm, operands=summed, writes=live)
+            return
+
+
+def _sole_maker(steps: Sequence[Step], x: Operand, at: int) -> int | None:
+    """The `linear` that makes x, all of it and for the step at ``at`` alone."""
+    readers = [n for n, step in enumerate(steps) if any(o.name == x.name for o in reads(step))]
+    maker = _made(steps, x)
+    step = steps[maker] if maker >= 0 else None
+    own = isinstance(step, Launch) and step.op == "linear" and step.operands["out"] == x
+    return maker if own and readers == [at] else None
+
+
+def _made(steps: Sequence[Step], x: Operand) -> int:
+    """Where x is written last; -1 where it is there from the beginning."""
+    return max((n for n, step in enumerate(steps) if any(o.name == x.name for o in writes(step))), default=-1)
