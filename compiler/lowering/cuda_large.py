@@ -5,18 +5,20 @@ on as the residual stream is cheaper inside the product, where it is read and wr
 read both addends and write it beside the norm; where only the norm goes on (post-norm), `add_norm` is cheaper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from bei.compiler.lowering.cuda_steps import forms_of, reads, writes
 from bei.cuda_plan import Epilogue, Launch, Operand, Product, Step
-from bei.kernels import hopper
-from bei.kernels.activate import Act
+
+if TYPE_CHECKING:
+    from bei.kernels.activate import Act
 
 LEAST = 4096
 """Tokens from which the steps made here are used."""
-ACTS: dict[Epilogue, Act] = {"none": "identity", "relu": "relu", "gelu_tanh": "gelu_tanh"}
+ACTS: "dict[Epilogue, Act]" = {"none": "identity", "relu": "relu", "gelu_tanh": "gelu_tanh"}
 
 
 def own_products(steps: Sequence[Step], sm: int) -> list[Step]:
@@ -38,10 +40,16 @@ def _own(step: Product, sm: int) -> Step:
         "groups": None,
         "out": step.out,
     }
-    if step.x.rows != "tokens" or not hopper.fits(forms_of(operands), sm=sm, transposed=step.transposed):
+    if step.x.rows != "tokens" or not _fits(operands, sm, transposed=step.transposed):
         return step
     attrs = {"act": ACTS[step.epilogue], "gated": False, "transposed": False, "rows": step.x.rows}
     return Launch(op="linear", attrs=attrs, operands=operands, writes=("out",))
+
+
+def _fits(operands: Mapping[str, Operand | None], sm: int, *, transposed: bool) -> bool:
+    from bei.kernels import hopper  # needs Triton, which only what builds CUDA engines has
+
+    return hopper.fits(forms_of(operands), sm=sm, transposed=transposed)
 
 
 def _sum_inside(steps: list[Step], at: int, sm: int) -> None:
@@ -58,7 +66,7 @@ def _sum_inside(steps: list[Step], at: int, sm: int) -> None:
         if maker is None or not isinstance(product, Launch) or _made(steps, other) >= maker:
             continue
         operands = {**product.operands, "residual": other, "out": total}
-        if product.operands["residual"] is None and hopper.fits(forms_of(operands), sm=sm, transposed=False):
+        if product.operands["residual"] is None and _fits(operands, sm, transposed=False):
             steps[maker] = msgspec.structs.replace(product, operands=operands)
             live = tuple(name for name in norm.writes if name != "total")
             summed = {**norm.operands, "x": total, "a": None, "total": None}
