@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks.record import peak_mb, save
 
-from bei.compiler.build import BuildOptions, compile_bundle, plan_build
+from bei.compiler.build import compile_bundle, plan_build
+from bei.compiler.options import BuildOptions
 from bei.compiler.planning.gate import check_host
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import FixtureOptions, write_fixture

@@ -19,9 +19,10 @@ from typing import Any
 
 from benchmarks.record import peak_mb, save
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
 from bei.compiler.engines import tensorrt
 from bei.compiler.engines.build import RTX_DEFAULT
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity.matrix import check_entry
 from bei.compiler.precision.policy import Mode
 from bei.compiler.zoo.sources import fixture_or_weights

@@ -18,7 +18,8 @@ from benchmarks.minilm import checkpoint, lognormal_texts
 from benchmarks.record import save, spread
 
 import bei
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.runtime.executor import Executor
 from bei.runtime.executors import registry
 from bei.runtime.model import Model

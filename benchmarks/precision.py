@@ -28,11 +28,12 @@ import onnxruntime
 from benchmarks.minilm import checkpoint
 from benchmarks.record import Row, save, spread
 
-from bei.compiler.build import BuildOptions, Model, compile_bundle, read_model
+from bei.compiler.build import Model, compile_bundle, read_model
 from bei.compiler.engines import tensorrt
 from bei.compiler.engines.tensorrt import TensorRtOptions
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU, TENSORRT
+from bei.compiler.options import BuildOptions
 from bei.compiler.precision.audit import FOLDER, Batch, audit
 from bei.compiler.precision.calibration import calibration_batches
 from bei.compiler.precision.plan import plan_scales

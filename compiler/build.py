@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -11,22 +10,22 @@ import bei
 from bei.adapters.head import Normalize
 from bei.adapters.registry import adapter_for
 from bei.cards import card
-from bei.compiler.bundle import BundleWriter, check_destination, writing
+from bei.compiler.bundle import BundleWriter, writing
 from bei.compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint, source_record
 from bei.compiler.checkpoint.load import LoadedModel, load_model
 from bei.compiler.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from bei.compiler.encoder import output_width
-from bei.compiler.engines.build import EngineRequest, build_engine, check_buildable, default_targets
-from bei.compiler.engines.portability import NOT_PORTABLE, Portability
+from bei.compiler.engines.build import EngineRequest, build_engine
 from bei.compiler.engines.tensorrt_table import BACKENDS
 from bei.compiler.lowering.signature import signature
+from bei.compiler.options import BuildOptions, check_request, targets_of
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
 from bei.compiler.planning.memory import MemoryPlan, Subject, build_memory, compare, plan_memory
-from bei.compiler.precision.policy import PLAIN, Mode, Policy
+from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.progress import QUIET, Progress
-from bei.compiler.target import Target, parse_target
+from bei.compiler.target import Target
 from bei.compiler.weights import check_finite, check_shapes
-from bei.errors import CheckpointError, InputError
+from bei.errors import CheckpointError
 from bei.manifest import (
     SCHEMA_VERSION,
     EngineRecord,
@@ -40,34 +39,6 @@ from bei.manifest import (
 TOKENIZER_FILE = "tokenizer.json"
 SOURCE_FOLDER = "source"
 """Where the checkpoint's small files lie in a bundle, so that the reference model can be rebuilt from it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildOptions:
-    """``targets`` empty: those this machine can build. ``max_length`` None: what the checkpoint serves.
-
-    ``precision`` of FP16 engines, or a hand-written ``policy`` file; ``calibration`` a file of texts for the audit.
-    ``card``: a GPU that the engines must fit. ``timing_cache``, ``portability``: see `TensorRtOptions`.
-    ``token_embeddings``: of an embedding model, engines that give a vector for each token.
-    """
-
-    repo: str
-    revision: str | None = None
-    out: Path | None = None
-    targets: tuple[str, ...] = ()
-    max_length: int | None = None
-    max_batch_tokens: int = 16384
-    max_batch: int = 256
-    layout: Literal["padded", "packed"] = "padded"
-    precision: Mode = "auto"
-    policy: Path | None = None
-    calibration: Path | None = None
-    offline: bool = False
-    token: str | None = None
-    card: str | None = None
-    timing_cache: Path | None = None
-    portability: Portability = NOT_PORTABLE
-    token_embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,16 +119,6 @@ def compile_bundle(
     return compile_checkpoint(open_source(options, progress), options, progress=progress, certify=certify)
 
 
-def check_request(options: BuildOptions) -> tuple[Target, ...]:
-    """The targets of a build, and a refusal of all that can be refused without the checkpoint. Raises BeiError."""
-    targets = targets_of(options)
-    check_buildable(targets)
-    _check_precision_options(options, targets)
-    if options.out is not None:
-        check_destination(options.out)
-    return targets
-
-
 def compile_checkpoint(
     checkpoint: Checkpoint,
     options: BuildOptions,
@@ -193,15 +154,6 @@ def compile_checkpoint(
 def destination(checkpoint: Checkpoint, options: BuildOptions) -> Path:
     """Where the bundle goes."""
     return options.out or Path(f"{bundle_name(checkpoint, options)}.bundle")
-
-
-def targets_of(options: BuildOptions) -> tuple[Target, ...]:
-    """What is asked for, by default what can be built here. Raises EngineError, also for portability that no target has."""
-    targets = tuple(parse_target(name) for name in options.targets) or default_targets()
-    portable = [target for target in targets if target.backend == "tensorrt"]
-    for target in portable or targets:
-        options.portability.check(target)
-    return targets
 
 
 def _memory(model: Model, options: BuildOptions, targets: Sequence[Target]) -> list[MemoryPlan]:
@@ -305,23 +257,6 @@ def _precision(
             file=options.policy,
             search=search,
         )
-
-
-def _check_precision_options(options: BuildOptions, targets: Sequence[Target]) -> None:
-    """Refuse what would change nothing: CPU engines are fp32 whatever is asked for."""
-    if any(target.device != "cpu" for target in targets):
-        return
-    given = {
-        "--policy": options.policy is not None,
-        "--calibration": options.calibration is not None,
-        f"--precision {options.precision}": options.precision not in ("auto", "fp32"),
-    }
-    for name, is_given in given.items():
-        if is_given:
-            built = ", ".join(target.name for target in targets)
-            raise InputError(
-                f"{name}: is about GPU engines, and none is built (targets: {built}). Add one with --target."
-            )
 
 
 def _limits(model: Model, options: BuildOptions) -> Limits:

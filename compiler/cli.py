@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,16 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from bei.compiler.build import BuildOptions, Certify, compile_bundle, plan_build
+from bei.command import NOTHING_LEFT, report_errors
+from bei.compiler.build import Certify, compile_bundle, plan_build
 from bei.compiler.cache.cache import Compiled, compile_request, open_cache
 from bei.compiler.cache.request import request_of
 from bei.compiler.engines.portability import HARDWARE_COST, LEVELS, VERSION_COST, Portability
+from bei.compiler.options import BuildOptions
 from bei.compiler.planning.show import as_json, show, surprises
 from bei.compiler.progress import Progress, for_stderr
 from bei.compiler.truss import TrussRequest, read_truss
-from bei.errors import BeiError, InputError
-
-INTERRUPTED = 130
-NOTHING_LEFT = "nothing was left behind"
+from bei.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,21 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     left = NOTHING_LEFT if args.zoo is None else "what is done is kept; the same command goes on from there"
     return report_errors("bei-compile", lambda: _run(args), left)
-
-
-def report_errors(program: str, run: Callable[[], int], left: str = NOTHING_LEFT) -> int:
-    """Run a command; an expected error is one message on standard error and an exit code, never a traceback. ``left``:
-    what remains after an interrupt."""
-    try:
-        return run()
-    except BeiError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]{program}:[/] {escape(str(error))}", highlight=False
-        )
-        return error.exit_code
-    except KeyboardInterrupt:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{program}:[/] interrupted; {left}")
-        return INTERRUPTED
 
 
 def _run(args: argparse.Namespace) -> int:

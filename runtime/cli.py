@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bei.command import report_errors
 from bei.errors import BeiError
 from bei.runtime.cold_start import ColdStart
 from bei.runtime.http.protocol import ConnectionLimits
@@ -25,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = ColdStart()
     start.reached("imported")
     args = parser().parse_args(argv)
-    try:
-        bundles, engines, options = _bundles(args), _engines(args), _options(args)
-        with contextlib.closing(bind(args.host, args.port)) as listener:
-            serve(bundles, engines, options, listener, start)
-    except BeiError as error:
-        print(f"bei-serve: {error}", file=sys.stderr)
-        return error.exit_code
+    return report_errors("bei-serve", lambda: _run(args, start))
+
+
+def _run(args: argparse.Namespace, start: ColdStart) -> int:
+    bundles, engines, options = _bundles(args), _engines(args), _options(args)
+    with contextlib.closing(bind(args.host, args.port)) as listener:
+        serve(bundles, engines, options, listener, start)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bei.command import report_errors
 from bei.errors import BundleError
 from bei.manifest import EngineRecord, Manifest, Profile
 from bei.runtime.bundle import Bundle, choose_engine, open_bundle, unlisted_files, unproven
@@ -22,11 +23,11 @@ EVIDENCE_SHOWN = 4
 def main(argv: Sequence[str] | None = None) -> int:
     """0, or 2 and one message when the bundle is not usable."""
     args = parser().parse_args(argv)
-    try:
-        bundle = open_bundle(args.bundle, verify=args.verify)
-    except BundleError as error:
-        print(f"bei-inspect: {error}", file=sys.stderr)
-        return error.exit_code
+    return report_errors("bei-inspect", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    bundle = open_bundle(args.bundle, verify=args.verify)
     facts = inspect(bundle, verified=args.verify)
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode())

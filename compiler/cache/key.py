@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 import bei
-from bei.compiler.build import BuildOptions
 from bei.compiler.code_digest import code_digest
 from bei.compiler.engines.tensorrt_table import BACKENDS
+from bei.compiler.options import BuildOptions
 from bei.compiler.target import Target
 from bei.errors import InputError
 from bei.gpu import gpus

@@ -3,16 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bei.compiler.build import (
-    BuildOptions,
-    bundle_name,
-    check_request,
-    destination,
-    open_source,
-    plan_build,
-)
+from bei.compiler.build import bundle_name, destination, open_source, plan_build
 from bei.compiler.cache.key import bundle_key
 from bei.compiler.checkpoint.checkpoint import Checkpoint, source_record
+from bei.compiler.options import BuildOptions, check_request
 from bei.compiler.progress import QUIET, Progress
 from bei.manifest import Source
 

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bei.compiler.cli import report_errors
+from bei.command import report_errors
 from bei.compiler.doctor.answers import Answer, bundle_answers, compiles, serves
 from bei.compiler.doctor.machine import Machine, look
 from bei.runtime.bundle import Bundle, open_bundle

@@ -24,6 +24,7 @@ from bei.compiler.engines.tensorrt_log import BuildLog, recorder
 from bei.compiler.engines.tensorrt_profiles import ShapeRange, shape_ranges
 from bei.compiler.engines.tensorrt_table import Backend, backend
 from bei.compiler.engines.weight_memory import WeightMemory, weight_memory
+from bei.compiler.mapped import not_resident
 from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
@@ -42,7 +43,7 @@ class TensorRtOptions:
     """One plan. ``max_batch`` rows, ``max_length`` tokens a row, ``max_batch_tokens`` tokens a call, padding included.
 
     ``allow_unfused`` accepts a plan in which some attention is several kernels with its scores in memory.
-    ``timing_cache`` is read and updated where the library uses one; elsewhere it has no effect.
+    ``timing_cache`` is read and updated where the library uses one; TensorRT-RTX times nothing and leaves it alone.
     """
 
     target: Target
@@ -187,7 +188,7 @@ def _compile(
     config = _config(trt, row, builder, facts, options)
     cache = _timing_cache(row, config, options)
     config.progress_monitor = _monitor(trt, interrupted)
-    with memory.not_resident():
+    with not_resident(memory.maps):
         _serialise(trt, builder, network, config, log, name, out)
     if cache is not None and options.timing_cache is not None:
         options.timing_cache.write_bytes(bytes(cache.serialize()))

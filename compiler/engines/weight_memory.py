@@ -6,9 +6,7 @@ file that has no name and vanishes with its mapping, so memory holds one tensor;
 
 import mmap
 import tempfile
-import threading
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bei.compiler.mapped import mapping, release
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
 
 _CHUNK = 1 << 22
 _ALIGNED = 64
-_SECONDS = 0.02  # between two looks at what was read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,28 +30,6 @@ class WeightMemory:
     graph: bytes
     arrays: Mapping[str, npt.NDArray[Any]]
     maps: tuple[mmap.mmap, ...] = ()
-
-    @contextmanager
-    def not_resident(self) -> Iterator[None]:
-        """Within the block a thread gives the pages back that were read; they come from the files when needed again."""
-        done = threading.Event()
-
-        def give_back() -> None:
-            while not done.wait(_SECONDS):
-                self.release()
-
-        thread = threading.Thread(target=give_back, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def release(self) -> None:
-        """Give back the pages that were read so far."""
-        for mapped in self.maps:
-            _release(mapped)
 
 
 def weight_memory(subject: str, graph: bytes, weights: Mapping[str, Weight], folder: Path) -> WeightMemory:
@@ -76,7 +52,7 @@ def weight_memory(subject: str, graph: bytes, weights: Mapping[str, Weight], fol
     for tensor in halved:
         tensor.data_type = half
     _drop_casts(model.graph, {tensor.name for tensor in halved})
-    maps = [m for name, array in stored.items() if name not in arrays and (m := _map(array)) is not None]
+    maps = [m for name, array in stored.items() if name not in arrays and (m := mapping(array)) is not None]
     return WeightMemory(
         graph=bytes(model.SerializeToString()),
         arrays={**{name: np.ascontiguousarray(array) for name, array in stored.items()}, **arrays},
@@ -96,11 +72,6 @@ def _stored(subject: str, tensor: onnx.TensorProto, weights: Mapping[str, Weight
             f"{subject}: weight {tensor.name!r} has {array.nbytes} bytes, the graph needs {needed}."
         )
     return array
-
-
-def _map(array: npt.NDArray[Any]) -> mmap.mmap | None:
-    """The mapping behind an array that is one."""
-    return getattr(array, "_mmap", None)
 
 
 def _only_cast_to_half(graph: onnx.GraphProto) -> frozenset[str]:
@@ -154,11 +125,5 @@ def _write_half(file: BinaryIO, array: npt.NDArray[Any]) -> None:
         file.writelines(
             flat[start : start + _CHUNK].astype(np.float16).tobytes() for start in range(0, flat.size, _CHUNK)
         )
-    mapped = _map(array)
-    if mapped is not None:
-        _release(mapped)
-
-
-def _release(mapped: mmap.mmap) -> None:
-    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        mapped.madvise(mmap.MADV_DONTNEED)
+    mapped = mapping(array)
+    release([] if mapped is None else [mapped])

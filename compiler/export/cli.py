@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bei.compiler.cli import report_errors
+from bei.command import report_errors
 from bei.compiler.export import onnx_folder, sentence_folder, triton, trtexec
 from bei.compiler.export.folder import new_folder
 from bei.manifest import EngineRecord

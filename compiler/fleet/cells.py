@@ -11,10 +11,10 @@ import msgspec
 
 from bei.adapters.registry import adapter_for
 from bei.cards import card
-from bei.compiler.build import BuildOptions
 from bei.compiler.cache.cache import compile_request, open_cache
 from bei.compiler.cache.request import Request, request_of
 from bei.compiler.engines.portability import NOT_PORTABLE
+from bei.compiler.options import BuildOptions
 from bei.compiler.planning.show import surprises
 from bei.compiler.target import Target
 from bei.compiler.zoo.sources import Weights, stand_in
@@ -86,7 +86,10 @@ class CellTask(msgspec.Struct, frozen=True, kw_only=True, tag="compile"):
 
 
 def options_for(target: Target, build: BuildOptions) -> BuildOptions:
-    """Of a fleet's options, those that are about the target: portability is TensorRT's, a card is for what runs on it."""
+    """Of a fleet's options, those that are about the target: portability is TensorRT's, a card is for what runs on it,
+    and a CPU engine has one layout and one precision."""
+    if target.device == "cpu":
+        build = replace(build, layout="padded", precision="auto", policy=None, calibration=None)
     portability = build.portability if target.backend == "tensorrt" else NOT_PORTABLE
     on_card = build.card is not None and card(build.card).sm in portability.runs_on(target).sms
     return replace(build, portability=portability, card=build.card if on_card else None)

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-INTERRUPTED = 130
+from bei.command import INTERRUPTED
+
 GRACE = 20.0
 """Seconds between the interrupt and the end of the process, for libraries that do not let go."""
 

@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from bei.cards import card
-from bei.compiler.build import BuildOptions, targets_of
 from bei.compiler.cache.cache import open_cache
 from bei.compiler.engines.build import check_buildable
 from bei.compiler.fleet.cells import Cell, Outcome, options_for
 from bei.compiler.fleet.machines import check_workers, machine_for
 from bei.compiler.fleet.run import Fleet, FleetOptions, compile_fleet
+from bei.compiler.options import BuildOptions, targets_of
 from bei.compiler.planning.gate import check_card
 from bei.errors import InputError
 from bei.runtime.cpu import usable_cpus

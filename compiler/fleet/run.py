@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 
 import bei
-from bei.compiler.build import BuildOptions, host_memory
+from bei.compiler.build import host_memory
 from bei.compiler.fleet.cells import Cell, CellTask, options_for
 from bei.compiler.fleet.state import holding, read_state, write_state
 from bei.compiler.fleet.work import Answer, Machine, Work, encoded
+from bei.compiler.options import BuildOptions
 from bei.compiler.planning.memory import build_memory
 from bei.compiler.target import Target
 from bei.compiler.zoo.sources import real_weights

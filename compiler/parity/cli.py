@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bei.compiler.cli import NOTHING_LEFT, add_zoo_flags, report_errors
+from bei.command import NOTHING_LEFT, report_errors
+from bei.compiler.cli import add_zoo_flags
 from bei.compiler.parity import polygraphy_runner
 from bei.compiler.parity.bundles import (
     Texts,

@@ -15,10 +15,11 @@ import msgspec
 
 import bei
 from bei.adapters.registry import adapter_for
-from bei.compiler.build import BuildOptions, compile_bundle, host_memory
+from bei.compiler.build import compile_bundle, host_memory
 from bei.compiler.cache.key import bundle_key
 from bei.compiler.checkpoint.checkpoint import open_checkpoint, source_record
 from bei.compiler.fleet.work import Machine, Work, encoded
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity.bundles import Texts, builtin_texts, check_bundle
 from bei.compiler.parity.html import page, pill
 from bei.compiler.parity.numbers import number

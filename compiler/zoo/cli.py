@@ -14,7 +14,7 @@ from typing import Literal
 
 from rich.filesize import decimal
 
-from bei.compiler.cli import report_errors
+from bei.command import report_errors
 from bei.compiler.zoo.fact_files import CheckpointFacts, facts_of, load_facts
 from bei.compiler.zoo.fixture import FixtureOptions, real_size, write_fixture
 from bei.compiler.zoo.shapes import dimensions

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from bei.errors import BeiError, InputError
+from bei.command import report_errors
+from bei.errors import InputError
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.batching import Budget
 from bei.runtime.bundle import Bundle, read_bundle
@@ -106,11 +107,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
-        return _run(args)
-    except BeiError as error:
-        print(f"bei-plan: {error}", file=sys.stderr)
-        return error.exit_code
+    return report_errors("bei-plan", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bei.errors import BeiError, InputError
+from bei.command import report_errors
+from bei.errors import InputError
 
 if TYPE_CHECKING:
     from bei.runtime.corpus.prepare import Asked
     from bei.runtime.corpus.run import OpenMachine, Summary
 
-INTERRUPTED = 130
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet", "arrow")
 DTYPES = ("float32", "float16", "int8", "binary")
 
@@ -87,14 +87,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
-        return _run(args)
-    except BeiError as error:
-        print(f"bei-embed: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("bei-embed: interrupted. Run the same command again to go on.", file=sys.stderr)
-        return INTERRUPTED
+    return report_errors("bei-embed", lambda: _run(args), "run the same command again to go on")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bei.compiler.build import BuildOptions
 from bei.compiler.cache import key
 from bei.compiler.cache.request import request_of
 from bei.compiler.engines import build, cuda
 from bei.compiler.engines.portability import Portability
+from bei.compiler.options import BuildOptions
 from bei.errors import EngineError
 from bei.gpu import Gpu
 from tests.compiler.checkpoint import tiny

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from bei.adapters.config import EncoderConfig, Layer, Rope
@@ -63,12 +64,14 @@ WINDOWED = replace(
 """Grouped queries, rotary positions, q/k norm, a sliding window in the second layer."""
 
 
-def random_weights(cfg: EncoderConfig, folder: Path) -> Mapping[str, Weight]:
+def random_weights(
+    cfg: EncoderConfig, folder: Path, dtype: npt.DTypeLike = np.float32
+) -> Mapping[str, Weight]:
     """Every weight ``cfg`` takes, written to one file and described as views of it."""
     rng = np.random.default_rng(0)
     needs = signature(cfg, HEAD)
     shapes = {**needs.needed, **(needs.optional if cfg.norm == "layer" else {})}
-    tensors = {name: _random(rng, name, shape) for name, shape in shapes.items()}
+    tensors = {name: _random(rng, name, shape).astype(dtype) for name, shape in shapes.items()}
     save_file(tensors, folder / FILE)
     return {name: _weight(folder, name, stored) for name, stored in _stored(folder).items()}
 

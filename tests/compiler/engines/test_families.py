@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bei.adapters.registry import ADAPTERS, adapter_for
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
 from bei.compiler.checkpoint import load
 from bei.compiler.checkpoint.checkpoint import open_checkpoint
 from bei.compiler.engines import tensorrt
@@ -29,6 +29,7 @@ from bei.compiler.engines.build import RTX_DEFAULT
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import TENSORRT
 from bei.compiler.lowering.signature import signature
+from bei.compiler.options import BuildOptions
 from bei.compiler.weights import check_shapes
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import FixtureOptions, write_fixture

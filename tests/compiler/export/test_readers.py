@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import bei
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
 from bei.compiler.export.cli import export
+from bei.compiler.options import BuildOptions
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture
 from bei.runtime.bundle import open_bundle

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
 from bei.compiler.engines import tensorrt
 from bei.compiler.engines.tensorrt_profiles import shape_ranges
 from bei.compiler.engines.tensorrt_table import BACKENDS
 from bei.compiler.export.cli import export
+from bei.compiler.options import BuildOptions
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture
 from bei.errors import BundleError

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import bei
-from bei.compiler.build import BuildOptions
 from bei.compiler.cli import main
 from bei.compiler.engines.portability import Portability
 from bei.compiler.fleet import cli
@@ -22,6 +21,7 @@ from bei.compiler.fleet.cells import options_for
 from bei.compiler.fleet.machines import Here
 from bei.compiler.fleet.run import FleetOptions, compile_fleet
 from bei.compiler.lowering.attention import attention
+from bei.compiler.options import BuildOptions
 from bei.compiler.target import parse_target
 from bei.runtime.bundle import open_bundle
 from tests.compiler.checkpoint import tiny
@@ -193,6 +193,12 @@ def test_options_reach_only_the_targets_they_are_about() -> None:
     ):
         found = options_for(parse_target(target), build)
         assert (found.card, found.portability.hardware) == given
+
+
+def test_a_cpu_cell_has_the_one_layout_and_precision_there_is(tmp_path: Path) -> None:
+    of_gpus = BuildOptions(repo="", layout="packed", precision="bf16", calibration=tmp_path / "texts")
+    assert options_for(parse_target(CPU), of_gpus) == BuildOptions(repo="")
+    assert options_for(parse_target("cuda-sm89"), of_gpus) == of_gpus
 
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 6}

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity import run
 from bei.compiler.parity.layers import compare_layers
 from bei.compiler.parity.report import ParityReport, RangeRow, Rung

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity import certificate
 from bei.compiler.parity.bundles import (
     Texts,

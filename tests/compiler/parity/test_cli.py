@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity.cli import main, parser
 from bei.compiler.parity.report import decode_report
 from bei.manifest import MANIFEST_FILE

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.errors import InputError
 from bei.runtime.entities import STRATEGIES, Strategy
 from bei.runtime.model import Model, load

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity.bundles import Texts, builtin_texts, check_bundle
 from bei.compiler.zoo.fact_files import facts_of
 from bei.compiler.zoo.fixture import write_fixture

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bei.compiler.build import BuildOptions, compile_bundle
+from bei.compiler.build import compile_bundle
+from bei.compiler.options import BuildOptions
 from bei.compiler.parity import polygraphy_runner
 from bei.compiler.parity.bundles import check_bundle
 from bei.compiler.parity.cli import main

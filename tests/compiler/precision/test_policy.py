@@ -265,17 +265,3 @@ def test_ones_own_texts_and_policy_reach_the_manifest(checkpoint: Path, tmp_path
     assert all(texts.ranges[site] <= default.ranges[site] * 1.5 for site in default.ranges)
     assert any(not np.isclose(texts.ranges[site], default.ranges[site]) for site in default.ranges)
     assert file.islands == {"layers.0.mlp": "fp32"}
-
-
-@pytest.mark.parametrize(
-    "option",
-    [("--policy", "policy.json"), ("--calibration", "own.txt"), ("--precision", "bf16")],
-    ids=lambda option: option[0],
-)
-def test_options_that_would_change_nothing_are_refused(
-    option: tuple[str, str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = ["--repo", str(checkpoint), "--target", "onnxruntime-cpu", "--out", str(tmp_path / "x")]
-    assert main([*args, *option]) == 2
-    assert f"{option[0]}" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()

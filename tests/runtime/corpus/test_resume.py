@@ -67,7 +67,7 @@ def test_an_interrupted_job_says_how_to_go_on(bundle: Path, corpus: Path, tmp_pa
         _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (
         130,
-        "bei-embed: interrupted. Run the same command again to go on.\n",
+        "bei-embed: interrupted; run the same command again to go on\n",
     )
 
 
