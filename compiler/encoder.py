@@ -65,9 +65,7 @@ def attention(cfg: EncoderConfig, layer: Layer, ops: Ops[V], n: str, x: V) -> V:
     if cfg.qk_norm == "full":
         q = ops.norm(q, f"{n}.q_norm", cfg.norm, cfg.qk_norm_eps, wide)
         k = ops.norm(k, f"{n}.k_norm", cfg.norm, cfg.qk_norm_eps, narrow)
-    q, k, v = (
-        ops.split(t, h, cfg.head_dim) for t, h in ((q, cfg.heads), (k, cfg.kv_heads), (v, cfg.kv_heads))
-    )
+    q, k, v = ops.split((q, k, v), (cfg.heads, cfg.kv_heads, cfg.kv_heads), cfg.head_dim)
     if cfg.qk_norm == "head":
         q = ops.norm(q, f"{n}.q_norm", cfg.norm, cfg.qk_norm_eps, cfg.head_dim)
         k = ops.norm(k, f"{n}.k_norm", cfg.norm, cfg.qk_norm_eps, cfg.head_dim)

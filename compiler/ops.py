@@ -56,8 +56,8 @@ class Ops(Protocol[V]):
     def linear(self, x: V, names: Sequence[str], outs: Sequence[int], dim: int) -> list[V]:
         """x · Wᵀ + b for several weights [out, dim] of one input; fp32 accumulation."""
 
-    def split(self, x: V, heads: int, head_dim: int) -> V:
-        """[..., N·H] → [..., N, H]."""
+    def split(self, xs: Sequence[V], heads: Sequence[int], head_dim: int) -> list[V]:
+        """[..., N·H] → [..., N, H] for queries, keys and values, each with so many heads."""
 
     def rope(self, x: V, rope: Rope) -> V:
         """Rotate [..., N, H] by each token's position."""

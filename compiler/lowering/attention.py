@@ -28,21 +28,18 @@ def attention(
     """softmax(cap(scale·q·kᵀ) + bias)·v over visible keys, in the policy's form (soft cap only has the primitive)."""
     q, k, v = (g.cast(x, policy.compute) for x in (q, k, v))
     if spec.softcap is not None or policy.attention != "standard":
-        q, k, v = (layout.pad(x) for x in (q, k, v))
         form = _mha if policy.attention == "mha" and spec.softcap is None else _primitive
         out = form(g, masks, policy, q, k, v, spec)
     else:
-        q, k, v = _padded_as_one(g, layout, q, k, v, spec)
+        q, k, v = _as_one(g, q, k, v, spec)
         out = _standard(g, masks, policy, q, k, v, spec)
     return layout.unpad(out, spec.heads * spec.head_dim)
 
 
-def _padded_as_one(
-    g: Graph, layout: Layout, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention
-) -> Sequence[ir.Value]:
-    """q, k, v [B, L, heads, H], joined and split again: TensorRT then makes one kernel of their biases, gathers and
-    transposes, where three apart take three (and, for Gemma, 3 % less memory)."""
-    joined = layout.pad(g.op("Concat", q, k, v, axis=-2))
+def _as_one(g: Graph, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention) -> Sequence[ir.Value]:
+    """q, k, v joined and split again: TensorRT then makes one kernel of their biases, gathers and transposes, where
+    three apart take three."""
+    joined = g.op("Concat", q, k, v, axis=-2)
     return g.split(joined, (spec.heads, spec.kv_heads, spec.kv_heads), axis=-2)
 
 
@@ -73,15 +70,23 @@ def _standard(
     g: Graph, masks: Masks, policy: GraphPolicy, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention
 ) -> ir.Value:
     """ONNX Attention-23 over [B, N, L, H]. A BOOL mask, or with a bias one additive mask in the compute dtype;
-    q, k, v cast up and the result down so that both products accumulate in fp32."""
+    q, k, v cast up and the result down so that both products accumulate in fp32.
+
+    Causal attention needs no mask of the padding: that is at a row's right end, where no real token looks.
+    """
     heads_first = [g.op("Transpose", x, perm=[0, 2, 1, 3]) for x in (q, k, v)]
     if policy.accumulate32:
         heads_first = [g.cast(x, FLOAT) for x in heads_first]
-    if spec.bias is None:
-        mask = masks.visible(spec.window, spec.causal)
-    else:
-        mask = masks.additive(spec, policy.compute)
     attributes: dict[str, Any] = {"scale": spec.scale}
+    mask: ir.Value | None
+    if spec.bias is not None:
+        mask = masks.additive(spec, policy.compute)
+    elif spec.causal and spec.window is not None:
+        mask = masks.near(spec.window, causal=True)
+    elif spec.causal:
+        mask, attributes["is_causal"] = None, 1
+    else:
+        mask = masks.visible(spec.window, causal=False)
     if policy.decomposable:
         attributes["TRT_decomposable"] = 1
     out = g.op("Attention", *heads_first, mask, **attributes)

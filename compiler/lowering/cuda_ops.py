@@ -243,8 +243,8 @@ class CudaOps:
 
     # --- attention
 
-    def split(self, x: Value, heads: int, head_dim: int) -> Value:
-        return Heads(x, head_dim)
+    def split(self, xs: Sequence[Value], heads: Sequence[int], head_dim: int) -> list[Value]:
+        return [Heads(x, head_dim) for x in xs]
 
     def rope(self, x: Value, rope: Rope) -> Value:
         assert isinstance(x, Heads)

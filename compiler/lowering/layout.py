@@ -28,8 +28,8 @@ class Layout(Protocol):
     def counted(self, pad: int) -> ir.Value:
         """RoBERTa's positions, one per token (see EncoderConfig.position_pad)."""
 
-    def per_row(self, x: ir.Value) -> ir.Value:
-        """A value [B, 1, …] per row, given to each of its tokens."""
+    def slots(self) -> ir.Value:
+        """[1, L]: each slot's index in its row."""
 
     def pad(self, x: ir.Value) -> ir.Value:
         """Token-wise to [B, L, …]."""
@@ -68,11 +68,11 @@ class Padded:
     def index(self) -> ir.Value:
         return self._index
 
+    def slots(self) -> ir.Value:
+        return self._index
+
     def counted(self, pad: int) -> ir.Value:
         return count_positions(self.g, self.tokens(), pad)
-
-    def per_row(self, x: ir.Value) -> ir.Value:
-        return x
 
     def pad(self, x: ir.Value) -> ir.Value:
         return x
@@ -124,12 +124,15 @@ class Packed:
     def index(self) -> ir.Value:
         return self._index
 
+    @cached_property
+    def _slots(self) -> ir.Value:
+        return self.g.unsqueeze(self.g.range(self._length), 0)
+
+    def slots(self) -> ir.Value:
+        return self._slots
+
     def counted(self, pad: int) -> ir.Value:
         return self.unpad(count_positions(self.g, self.pad(self.tokens()), pad))
-
-    def per_row(self, x: ir.Value) -> ir.Value:
-        rows = self.g.op("Div", self._per_token("unpad_index"), self._length)
-        return self.g.op("Gather", self.g.op("Squeeze", x, self.g.ints(1)), rows, axis=0)
 
     def pad(self, x: ir.Value) -> ir.Value:
         return self.g.op("Gather", x, self._per_slot("pad_index"), axis=0)

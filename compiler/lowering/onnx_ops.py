@@ -12,6 +12,7 @@ from bei.adapters.head import Pooling
 from bei.compiler import positions
 from bei.compiler.lowering.attention import attention
 from bei.compiler.lowering.graph import Graph
+from bei.compiler.lowering.head_norm import HeadNorm
 from bei.compiler.lowering.layout import Layout, Packed, Padded
 from bei.compiler.lowering.masks import BOOL, FLOAT, INT64, Masks
 from bei.compiler.lowering.policy import GraphPolicy
@@ -35,6 +36,7 @@ class OnnxOps:
         self.islands = islands or {}
         self.layout: Layout = (Packed if policy.layout == "packed" else Padded)(g, policy.index)
         self.masks = Masks(g, self.layout)
+        self._head_norm = HeadNorm(g, self._to_heads)
         self._angle_cache: dict[Rope, tuple[ir.Value, ir.Value]] = {}
 
     # --- embeddings
@@ -73,6 +75,8 @@ class OnnxOps:
         return self.g.op("Mul", x, self.g.scalar(factor, x.dtype))
 
     def norm(self, x: ir.Value, name: str, kind: NormKind, eps: float, dim: int) -> ir.Value:
+        if kind == "rms" and self.policy.attention == "standard" and x in self._head_norm:
+            return self._head_norm(x, self.g.weight(f"{name}.weight", FLOAT), eps)
         dtype = self.policy.norm if name.startswith(("layers.", "embed.")) else FLOAT
         weight = self.g.weight(f"{name}.weight", dtype)
         x = self.g.cast(x, dtype)
@@ -175,8 +179,13 @@ class OnnxOps:
 
     # --- attention
 
-    def split(self, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
-        return self.g.op("Reshape", x, self._shape(x, heads, head_dim))
+    def split(self, xs: Sequence[ir.Value], heads: Sequence[int], head_dim: int) -> list[ir.Value]:
+        """In slots from here on, packed or not: attention wants them so, and to turn slots takes angles of one row, not
+        of every token (which TensorRT would keep in memory for all layers)."""
+        return self._head_norm.split(xs, heads, head_dim)
+
+    def _to_heads(self, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+        return self.layout.pad(self.g.op("Reshape", x, self._shape(x, heads, head_dim)))
 
     def rope(self, x: ir.Value, rope: Rope) -> ir.Value:
         g = self.g
@@ -188,8 +197,7 @@ class OnnxOps:
         second = g.op("Add", g.op("Mul", b, cos), g.op("Mul", a, sin))
         if rope.interleaved:
             pairs = g.op("Concat", g.unsqueeze(first, -1), g.unsqueeze(second, -1), axis=-1)
-            shape = (*(0,) * self.layout.rank, 0, rope.dim)
-            out = [g.reshape(pairs, *shape)]
+            out = [g.reshape(pairs, 0, 0, 0, rope.dim)]
         else:
             out = [first, second]
         return g.op("Concat", *out, kept, axis=-1)
@@ -198,18 +206,18 @@ class OnnxOps:
         g = self.g
         if not rope.interleaved:
             return g.split(x, 2)
-        shape = (*(0,) * self.layout.rank, 0, rope.dim // 2, 2)
-        return [g.op("Squeeze", part, g.ints(-1)) for part in g.split(g.reshape(x, *shape), 2)]
+        pairs = g.reshape(x, 0, 0, 0, rope.dim // 2, 2)
+        return [g.op("Squeeze", part, g.ints(-1)) for part in g.split(pairs, 2)]
 
     def _slice(self, x: ir.Value, start: int, stop: int | None) -> ir.Value:
         end = np.iinfo(np.int64).max if stop is None else stop
         return self.g.op("Slice", x, self.g.ints(start), self.g.ints(int(end)), self.g.ints(-1))
 
     def _angles(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
-        """cos, sin fp32 over [..., 1, dim/2], shared by the layers that turn alike."""
+        """cos, sin fp32 over [1 or B, L, 1, dim/2], shared by the layers that turn alike."""
         if rope not in self._angle_cache:
             g = self.g
-            at = g.unsqueeze(g.cast(self.layout.index(), FLOAT), -1)
+            at = g.unsqueeze(g.cast(self.layout.slots(), FLOAT), -1)
             angle = g.unsqueeze(g.op("Mul", at, self._frequencies(rope)), -2)
             self._angle_cache[rope] = (g.op("Cos", angle), g.op("Sin", angle))
         return self._angle_cache[rope]
@@ -224,8 +232,7 @@ class OnnxOps:
         stretch = g.op("Pow", g.op("Max", stretch, g.scalar(1, FLOAT)), g.scalar(grow.power, FLOAT))
         theta = g.op("Mul", stretch, g.scalar(rope.theta, FLOAT))
         exponents = -np.arange(0, rope.dim, 2, dtype=np.float32) / rope.dim
-        per_row = g.op("Pow", g.unsqueeze(theta, -1), g.constant(exponents, FLOAT))
-        return self.layout.per_row(per_row)
+        return g.op("Pow", g.unsqueeze(theta, -1), g.constant(exponents, FLOAT))
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention, site: str) -> ir.Value:
         compute = self._dtype(site)

@@ -39,7 +39,8 @@ class Signature:
             self.dense(None, name, out, dim)
         return [None] * len(names)
 
-    def split(self, x: None, heads: int, head_dim: int) -> None: ...
+    def split(self, xs: Sequence[None], heads: Sequence[int], head_dim: int) -> list[None]:
+        return [None] * len(xs)
 
     def rope(self, x: None, rope: Rope) -> None: ...
 

@@ -172,8 +172,8 @@ class TorchOps:
         bias = self.bias(name, dtype)
         return y if bias is None else self.store(y + bias, name)
 
-    def split(self, x: Tensor, heads: int, head_dim: int) -> Tensor:
-        return x.reshape(*x.shape[:-1], heads, head_dim)
+    def split(self, xs: Sequence[Tensor], heads: Sequence[int], head_dim: int) -> list[Tensor]:
+        return [x.reshape(*x.shape[:-1], count, head_dim) for x, count in zip(xs, heads, strict=True)]
 
     def rope(self, x: Tensor, rope: Rope) -> Tensor:
         cos, sin = self._angles(rope)

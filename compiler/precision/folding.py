@@ -99,8 +99,9 @@ class Folded(Generic[V]):
         values = self.inner.linear(x.value, names, outs, dim)
         return [Scaled(value, target) for value, target in zip(values, targets, strict=True)]
 
-    def split(self, x: Scaled[V], heads: int, head_dim: int) -> Scaled[V]:
-        return Scaled(self.inner.split(x.value, heads, head_dim), x.factor)
+    def split(self, xs: Sequence[Scaled[V]], heads: Sequence[int], head_dim: int) -> list[Scaled[V]]:
+        values = self.inner.split([x.value for x in xs], heads, head_dim)
+        return [Scaled(value, x.factor) for value, x in zip(values, xs, strict=True)]
 
     def rope(self, x: Scaled[V], rope: Rope) -> Scaled[V]:
         return Scaled(self.inner.rope(x.value, rope), x.factor)

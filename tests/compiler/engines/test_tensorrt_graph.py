@@ -14,14 +14,35 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from bei.adapters.config import EncoderConfig
-from bei.compiler.lowering.emit import EmittedGraph
+from bei.adapters.config import DynamicNtk, EncoderConfig
+from bei.compiler.lowering.emit import EmittedGraph, emit
+from bei.compiler.lowering.policy import TENSORRT
 from bei.compiler.lowering.torch_ops import run_torch
+from bei.compiler.precision.policy import Policy
 from bei.runtime.executor import Row
 from bei.runtime.packing import pack, pad
-from tests.compiler.engines.small import BERT, HEAD, WINDOWED, graph
+from tests.compiler.engines.small import BERT, HEAD, WINDOWED, graph, random_weights
 
 LENGTHS = (1, 19, 7, 12)
+
+
+def turned(cfg: EncoderConfig, **changes: Any) -> EncoderConfig:
+    """With other rotary positions in every layer."""
+    layers = tuple(
+        replace(l, rope=None if l.rope is None else replace(l.rope, **changes)) for l in cfg.layers
+    )
+    return replace(cfg, layers=layers)
+
+
+ENCODERS = {
+    "bert": BERT,
+    "windowed": WINDOWED,
+    "alibi": replace(BERT, bias="alibi"),
+    "causal": replace(WINDOWED, causal=True),
+    "causal with a bias": replace(BERT, bias="alibi", causal=True),
+    "stretched": turned(WINDOWED, scaling=DynamicNtk(factor=2.0, trained_positions=8)),
+    "turned in pairs": turned(WINDOWED, dim=32, interleaved=True),
+}
 
 
 def rows() -> list[Row]:
@@ -56,9 +77,7 @@ def test_only_a_post_norms_stream_is_fp16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize(
-    "cfg", [BERT, WINDOWED, replace(BERT, bias="alibi")], ids=["bert", "windowed", "alibi"]
-)
+@pytest.mark.parametrize("cfg", ENCODERS.values(), ids=ENCODERS)
 def test_the_graph_is_the_encoder(
     cfg: EncoderConfig, layout: Literal["padded", "packed"], tmp_path: Path
 ) -> None:
@@ -71,3 +90,32 @@ def test_the_graph_is_the_encoder(
     found = evaluate(emitted, padded if layout == "padded" else pack(rows()))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-3)  # FP16 keeps 11 bits; unit vectors of 64 to 128
+
+
+def test_scaled_queries_and_keys_are_normed_as_the_others(tmp_path: Path) -> None:
+    """Range folding gives the norm of each an eps of its own."""
+    weights = random_weights(WINDOWED, tmp_path)
+    padded = pad(rows(), 0, np.int32)
+    policy = Policy(scales={"layers.0.q": 2.0**-6, "layers.1.k": 2.0**-4, "layers.1.v": 0.5})
+    plain, folded = (
+        evaluate(emit(WINDOWED, HEAD, weights, TENSORRT, precision), padded)
+        for precision in (Policy(), policy)
+    )
+    np.testing.assert_allclose(folded, plain, atol=1e-3)
+
+
+def test_a_causal_row_needs_no_mask(tmp_path: Path) -> None:
+    """[B, 1, L, L] is memory, and TensorRT would look at every key: is_causal and a window of positions bound them."""
+    nodes = list(graph(ENCODERS["causal"], tmp_path, "padded").model.graph)
+    whole, window = (node for node in nodes if node.op_type == "Attention")
+    assert whole.attributes.get_int("is_causal") == 1
+    assert len(whole.inputs) == 3
+    assert window.attributes.get_int("is_causal", 0) == 0
+    mask, seen = [window.inputs[3]], set()
+    while mask:  # everything the mask is made of
+        value = mask.pop()
+        node = None if value is None else value.producer()
+        if node is not None:
+            seen.add(node.op_type)
+            mask.extend(node.inputs)
+    assert seen == {"And", "GreaterOrEqual", "LessOrEqual", "Sub", "Unsqueeze", "Range", "Squeeze", "Shape"}
