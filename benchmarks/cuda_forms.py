@@ -355,17 +355,22 @@ def measure_forms(functions: Functions, end: float, out: str) -> list[tuple[Form
             print(f"out of time before {how.subject}, {how.name}", flush=True)
             break
         made = future.result()
-        if isinstance(made, str):
-            line: Line = {"kernel": how.subject, "form": how.name, "failed": made}
-        else:
-            line = bench.form(how, made)
+        line: Line = {"kernel": how.subject, "form": how.name}
+        try:
+            line = {**line, "failed": made} if isinstance(made, str) else bench.form(how, made)
+        except EngineError as error:  # one form that fails must not cost the others
+            line["failed"] = str(error)[:120]
         results.append((how, line))
         lines.append(line)
         print(line, flush=True)
-    title = f"Forms of kernels, {TOKENS} tokens, fp16, {card()}, {origin()}; bytes: every operand once"
-    save(f"{out}/cuda_kernels", title, lines)
+    _keep(out, lines)
     bench.gpu.close()
     return results
+
+
+def _keep(out: str, lines: Sequence[Line]) -> None:
+    title = f"Forms of kernels, {TOKENS} tokens, fp16, {card()}, {origin()}; bytes: every operand once"
+    save(f"{out}/cuda_kernels", title, lines)
 
 
 def fastest(results: Sequence[tuple[Form, Line]], subject: str) -> Form | None:
