@@ -65,17 +65,18 @@ class EngineCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class HostCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds of CPU for one request: of the event loop ``request`` and ``text`` for each text; of a tokenizer thread
-    ``tokenize_request``, ``tokenize_text`` and ``tokenize_token``. ``idle`` passes with nothing busy: wake-ups, the
-    loopback."""
+    ``tokenize_request``, ``tokenize_text`` and ``tokenize_token``; ``beside_engine`` times that where an engine computes on
+    the same cores, whose calls empty the caches. ``idle`` passes with nothing busy: wake-ups, the loopback."""
 
     device: str
     cores: int
     source: str
     request: float
     text: float
-    tokenize_request: float = 0.0
+    tokenize_request: float
     tokenize_text: float
     tokenize_token: float
+    beside_engine: float
     idle: float
 
 

@@ -9,14 +9,13 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 import bei
 from bei.cards import CPU, card_of
 from bei.gpu import gpus
 from bei.runtime.batching import budget_for
 from bei.runtime.capacity.curve import REST, RESTED, EngineCurve, HostCosts, Point, grid, shape_of
-from bei.runtime.capacity.probe import TEXT, Probe, Spent, probing
+from bei.runtime.capacity.probe import TEXT, Instant, Probe, Spent, probing
 from bei.runtime.cpu import processor, usable_cpus
 from bei.runtime.executor import Executor, Row
 from bei.runtime.model import Model
@@ -71,48 +70,52 @@ def measure_engine(model: Model, advance: Advance = lambda what: None) -> Engine
 
 
 def measure_host(model: Model, advance: Advance = lambda what: None) -> HostCosts:
-    """Tokenizer and server, as they are between the engine's calls."""
+    """Tokenizer and server: by themselves, and between the calls of the model's engine."""
     advance("tokenizer")
     per_text, per_token = _tokenizer(model)
-    advance("server")
-    with probing(model) as probe:
-        one, many = _asked(probe, ONE), _asked(probe, MANY)
-    text = max(0.0, (many.spent.loop - one.spent.loop) / (MANY - ONE))
     tokens, _ = _tokenized(model, 1)
+    advance("server")
+    with probing(model, Instant(model)) as probe:
+        one, many = _asked(probe, ONE), _asked(probe, MANY)
+    with probing(model, model.executor) as probe:
+        beside = _asked(probe, ONE, pause=REST)
+    text = max(0.0, (many.loop - one.loop) / (MANY - ONE))
     return HostCosts(
         device=processor(),
         cores=usable_cpus(),
         source=_source(),
-        request=max(0.0, one.spent.loop - text),
+        request=max(0.0, one.loop - text),
         text=text,
-        tokenize_request=max(0.0, one.spent.tokenizer - per_text - tokens * per_token),
+        tokenize_request=max(0.0, one.tokenizer - per_text - tokens * per_token),
         tokenize_text=per_text,
         tokenize_token=per_token,
-        idle=max(0.0, one.idle),
+        beside_engine=max(1.0, (beside.loop + beside.tokenizer) / (one.loop + one.tokenizer)),
+        idle=max(0.0, beside.idle),
     )
 
 
 class Asked(NamedTuple):
-    """What was spent on a request (mean), and how much longer its answer took (median); in seconds."""
+    """Seconds a request: of CPU that the event loop and the tokenizer's threads took (mean), and of its answer's time
+    that went by without them and the engine (median)."""
 
-    spent: Spent
+    loop: float
+    tokenizer: float
     idle: float
 
 
-def _asked(probe: Probe, texts: int) -> Asked:
+def _asked(probe: Probe, texts: int, pause: float = 0.0) -> Asked:
+    """Requests of so many texts, each ``pause`` seconds after the answer to the one before."""
     probe.ask(texts)
     until = time.perf_counter() + REQUEST_SECONDS
-    spent: list[npt.NDArray[np.float64]] = []
+    spent: list[Spent] = []
     idle: list[float] = []
     while len(idle) < REQUESTS // 20 or (len(idle) < REQUESTS and time.perf_counter() < until):
         before, latency = probe.spent(), probe.ask(texts)
-        time.sleep(
-            REST
-        )  # what is left to do after the answer, and then a pause, as at any load that can be borne
-        after = probe.spent()
-        spent.append(np.subtract(after, before))
-        idle.append(latency - float(spent[-1].sum()))
-    return Asked(Spent(*np.mean(spent, axis=0).tolist()), statistics.median(idle))
+        time.sleep(pause)  # in which the server does what is left to do after an answer
+        spent.append(Spent(*np.subtract(probe.spent(), before).tolist()))
+        idle.append(latency - sum(spent[-1]))
+    loop, tokenizer, _ = np.mean(spent, axis=0).tolist()
+    return Asked(loop, tokenizer, statistics.median(idle))
 
 
 def _seconds(executor: Executor, batch: list[Row], calls: int) -> float:

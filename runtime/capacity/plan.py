@@ -128,8 +128,9 @@ def _advice(answer: Answer, promise: Promise, in_bundle: bool) -> list[str]:
         )
     elif answer.bound == "event loop":
         said.append(
-            f"The server's event loop is full, not the engine: a request costs it {1e3 * model.host.request:.2f} ms and "
-            f"each text {1e3 * model.host.text:.3f} ms. Put more texts into a request, or run several servers on a device."
+            "The server's event loop is full, not the engine: a request costs it "
+            f"{1e3 * model.slower * model.host.request:.2f} ms and each text {1e3 * model.slower * model.host.text:.3f} ms. "
+            "Put more texts into a request, or run several servers on a device."
         )
     elif answer.bound == "host":
         said.append(

@@ -14,10 +14,11 @@ ASSUMPTIONS = (
 )
 
 CPU_CAVEAT = (
-    "A server alone on its core kept within 12% of such figures at 30, 50 and 70% of saturation and when saturated: "
-    "throughput, p50 and p99. What else runs on the cores of a CPU engine is not in them. Leave room, and try it with your load."
+    "Checked on one core that did nothing else: a server's throughput and p50 within 4% of the simulated at 30, 50 and 70% of "
+    "saturation, its p99 within 16%. On two cores, which calls share, its p99 was 1.4 times the simulated and saturation 0.86 of it. "
+    "Leave room, and try it with your load."
 )
-"""From benchmarks/results/capacity.md."""
+"""From benchmarks/results/capacity.md and capacity_shared.md."""
 
 
 def show(plan: Plan, console: Console) -> None:

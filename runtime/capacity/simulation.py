@@ -48,6 +48,11 @@ class ReplicaModel:
         """Whether the engine and the server want the same cores."""
         return self.curve.kind == "cpu"
 
+    @property
+    def slower(self) -> float:
+        """How many times as long the server's own work takes as by itself."""
+        return self.host.beside_engine if self.on_cpu else 1.0
+
 
 @dataclass(kw_only=True, slots=True)
 class Seen:
@@ -131,7 +136,7 @@ class Replica:
         """One request's latency. Raises Overloaded."""
         began = self._loop.time()
         await asyncio.sleep(self.model.host.idle)
-        cost = self.model.host.request + self.model.host.text * len(lengths)
+        cost = self.model.slower * (self.model.host.request + self.model.host.text * len(lengths))
         await self._in_event_loop(cost / 2)  # reading it; the rest is writing the answer
         with self.scheduler.reserve(sum(lengths)):
             await self._tokenize(lengths)
@@ -146,9 +151,8 @@ class Replica:
 
     async def _tokenize(self, lengths: Sequence[int]) -> None:
         host = self.model.host
-        seconds = (
-            host.tokenize_request + host.tokenize_text * len(lengths) + host.tokenize_token * sum(lengths)
-        )
+        texts = host.tokenize_text * len(lengths) + host.tokenize_token * sum(lengths)
+        seconds = self.model.slower * (host.tokenize_request + texts)
         async with self._tokenizers:
             await self.cores.thread(seconds)
         self.tokenizer_seconds += seconds

@@ -12,8 +12,10 @@ FREE = HostCosts(
     source="test",
     request=0.0,
     text=0.0,
+    tokenize_request=0.0,
     tokenize_text=0.0,
     tokenize_token=0.0,
+    beside_engine=1.0,
     idle=0.0,
 )
 

@@ -182,7 +182,7 @@ def test_the_first_plan_measures_this_machine(task: str, run: Run, tmp_path: Pat
     assert {point.calls for point in curve.points} == {RESTED, 1, curve.concurrency}
     assert max(point.length for point in curve.points) == 16 and curve.max_tokens <= 256
     assert all(point.seconds > 0 for point in curve.points)
-    assert host.request > 0 and host.tokenize_request >= 0 and host.tokenize_text >= 0 and host.cores >= 1
+    assert host.request > 0 and host.beside_engine >= 1 and host.tokenize_text >= 0 and host.cores >= 1
 
 
 def test_measuring_alone_says_what_was_measured(run: Run, bundle: Path, curves: Path) -> None:

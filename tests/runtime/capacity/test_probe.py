@@ -51,7 +51,7 @@ def test_calls_side_by_side_count_once() -> None:
 
 
 def test_what_a_request_costs_is_split_among_those_who_work_for_it(tmp_path: Path) -> None:
-    with bei.load(write_bundle(tmp_path / "tiny.bundle")) as model, probing(model) as probe:
+    with bei.load(write_bundle(tmp_path / "tiny.bundle")) as model, probing(model, model.executor) as probe:
         probe.ask(1)
         before, latency = probe.spent(), probe.ask(8)
         after = probe.spent()

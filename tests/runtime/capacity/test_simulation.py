@@ -105,6 +105,14 @@ def test_a_request_by_itself_takes_the_sum_of_its_parts() -> None:
     assert seen.latencies == pytest.approx(np.full(20, expected + 0.02))
 
 
+def test_beside_an_engine_on_its_cores_the_server_takes_longer() -> None:
+    host = msgspec.structs.replace(HOST, cores=8, beside_engine=3.0)
+    work = HOST.request + HOST.text + HOST.tokenize_request + HOST.tokenize_text + 10 * HOST.tokenize_token
+    for kind, times in (("cuda", 1), ("cpu", 3)):
+        seen = simulate(replica(engine(constant(0.02), kind=kind), host=host), [Arrival(0.0, (10,))])
+        assert seen.latencies == pytest.approx([0.02 + HOST.idle + times * work])
+
+
 def test_a_call_after_a_rest_takes_longer_the_longer_the_rest_was() -> None:
     hot = engine(constant(0.005)).points
     cold = tuple(Point(RESTED, one.length, one.tokens, 0.015) for one in hot)
