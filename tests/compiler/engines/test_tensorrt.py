@@ -65,6 +65,23 @@ def test_grouped_queries_rotary_positions_and_a_window_stay_fused(tmp_path: Path
 
 
 @rtx
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_norms_of_heads_and_a_causal_mask_cost_one_kernel(
+    layout: Literal["padded", "packed"], tmp_path: Path
+) -> None:
+    """The norms' statistics; the mask has none."""
+    normed = replace(WINDOWED, layers=WINDOWED.layers[:1] * 2, causal=True)
+    plain = replace(normed, qk_norm=None)
+    found = [
+        build(graph(cfg, tmp_path, layout), options("tensorrt-rtx-sm89", layout), tmp_path).evidence
+        for cfg in (normed, plain)
+    ]
+    assert [proof["kernels_per_layer"] for proof in found] == [[11], [10]]
+    assert found[0]["kernels"] - found[1]["kernels"] == 2
+    assert [list(proof["attention_accumulation"].values()) for proof in found] == [[["fp32", "fp32"]] * 2] * 2
+
+
+@rtx
 def test_a_lost_fusion_is_an_error_that_names_the_layers_and_the_retry(tmp_path: Path) -> None:
     """There is no kernel for heads of 512; the retry builds, but scores go through memory."""
     wide = replace(BERT, head_dim=512, layers=BERT.layers[:1], dim=64)
