@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-_SECONDS = 0.02  # between two looks at what was read
+_SECONDS = 0.25  # between two looks at what was read: with ten times as many, a build of 600 MB takes a second longer
 
 
 def mapping(array: npt.NDArray[Any]) -> mmap.mmap | None:
