@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bei.cuda_plan import ITEMSIZE, Launch, Operand, Plan, Schedule, Step, Symbol
+from bei.errors import EngineError
 from bei.runtime.cuda.batch import Batch, Sizes, assemble, layout
 from bei.runtime.cuda.device import Addresses, Bytes, Device
 from bei.runtime.cuda.weights import upload
@@ -24,7 +25,7 @@ GRAPHS = 64
 
 @dataclass(slots=True)
 class _Slot:
-    """The host's side of one batch in flight."""
+    """The host's side of one batch in flight, page-locked."""
 
     inputs: Bytes
     output: Bytes
@@ -34,13 +35,13 @@ class _Slot:
 class Ticket:
     """A batch that was queued; `Engine.result` waits for it."""
 
-    slot: int
+    slot: _Slot
     batch: Batch
     mark: Any
 
 
 class Engine:
-    """Not thread-safe. After an EngineError the engine can be used again."""
+    """One thread at a time may call it, but for `result`, which any may. After an EngineError it can be used again."""
 
     def __init__(self, device: Device, plan: Plan, folder: Path) -> None:
         self.device, self.plan = device, plan
@@ -49,30 +50,36 @@ class Engine:
         self._weights_block, self._weights = upload(device, plan, folder)
         self._arena: dict[Symbol, int] = {}
         self._capacity: dict[Symbol, int] = dict.fromkeys(("tokens", "rows", *plan.arena), 0)
-        self._slots: list[_Slot] = []
+        self._free = [_Slot(np.empty(0, np.uint8), np.empty(0, np.uint8)) for _ in range(SLOTS)]
         self._inputs, self._input_bytes = 0, 0
-        self._turn = 0
         self._graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     # --- one batch
 
     def submit(self, rows: Sequence[Row]) -> Ticket:
         """Queue a batch. At most two may wait for their `result`. Raises EngineError, InputError."""
-        number = self._turn
-        self._turn = (number + 1) % SLOTS
-        batch, graph = self.prepare(rows, number)
-        self.device.replay(graph)
-        size = batch.sizes.rounded[self.plan.output.rows] * self._row_bytes
-        target = self._slots[number].output[:size]
-        self.device.download(target, self.output_address(batch))
-        return Ticket(slot=number, batch=batch, mark=self.device.mark())
+        if not self._free:
+            raise EngineError(
+                f"{self.device.name}: {SLOTS} batches are waiting. Take the result of one first."
+            )
+        slot = self._free.pop()
+        try:
+            batch, graph = self.prepare(rows, slot)
+            self.device.replay(graph)
+            size = batch.sizes.rounded[self.plan.output.rows] * self._row_bytes
+            self.device.download(slot.output[:size], self.output_address(batch))
+            return Ticket(slot=slot, batch=batch, mark=self.device.mark())
+        except BaseException:
+            self._free.append(slot)
+            raise
 
-    def prepare(self, rows: Sequence[Row], slot: int = 0) -> tuple[Batch, Any]:
+    def prepare(self, rows: Sequence[Row], slot: _Slot | None = None) -> tuple[Batch, Any]:
         """Queue a batch's inputs and return it with the graph that computes it. Raises EngineError, InputError."""
         batch = assemble(self.plan, rows)
         self.device.activate()
-        self._reserve(batch)
-        host = self._slots[slot].inputs[: batch.data.nbytes]
+        slot = slot or self._free[-1]
+        self._reserve(batch, slot)
+        host = slot.inputs[: batch.data.nbytes]
         host[:] = batch.data.view(np.uint8)
         self.device.upload(self._inputs, host)
         return batch, self._graph(batch.sizes)
@@ -80,14 +87,20 @@ class Engine:
     def result(self, ticket: Ticket) -> list[Output] | Output:
         """float32 [B, d], or one [n_i, d] a row for per-token results."""
         self.device.activate()
-        self.device.wait(ticket.mark)
-        slot = self._slots[ticket.slot]
-        output, sizes = self.plan.output, ticket.batch.sizes
-        n = sizes.tokens if output.rows == "tokens" else sizes.rows
-        values = slot.output[: n * self._row_bytes].view(np.float32).reshape(n, -1)[:, : output.width].copy()
-        if output.rows == "rows":
+        try:
+            self.device.wait(ticket.mark)
+            values = self._values(ticket)
+        finally:
+            self._free.append(ticket.slot)
+        if self.plan.output.rows == "rows":
             return values
         return np.split(values, np.cumsum(ticket.batch.lengths)[:-1])
+
+    def _values(self, ticket: Ticket) -> Output:
+        output, sizes = self.plan.output, ticket.batch.sizes
+        n = sizes.tokens if output.rows == "tokens" else sizes.rows
+        stored = ticket.slot.output[: n * self._row_bytes].view(np.float32)
+        return stored.reshape(n, -1)[:, : output.width].copy()
 
     def run(self, rows: Sequence[Row]) -> list[Output] | Output:
         """Queue and wait."""
@@ -108,7 +121,7 @@ class Engine:
 
     # --- memory
 
-    def _reserve(self, batch: Batch) -> None:
+    def _reserve(self, batch: Batch, slot: _Slot) -> None:
         """Grow what this batch needs more of; graphs hold the addresses, so they go with it."""
         rounded, nbytes = batch.sizes.rounded, batch.data.nbytes
         grow = [symbol for symbol in self.plan.arena if rounded[symbol] > self._capacity[symbol]]
@@ -119,10 +132,11 @@ class Engine:
             self._grow_arena(symbol, rounded[symbol])
         if nbytes > self._input_bytes:
             self._grow_inputs(nbytes)
+        if slot.inputs.size < nbytes:
+            slot.inputs = self.device.pinned(self._input_bytes)
         result = self._capacity[self.plan.output.rows] * self._row_bytes
-        if not self._slots or self._slots[0].inputs.size < nbytes or self._slots[0].output.size < result:
-            size = self._input_bytes
-            self._slots = [_Slot(self.device.pinned(size), self.device.pinned(result)) for _ in range(SLOTS)]
+        if slot.output.size < result:
+            slot.output = self.device.pinned(result)
 
     def _grow_arena(self, symbol: Symbol, n: int) -> None:
         self._capacity[symbol] = 0
@@ -204,4 +218,4 @@ class Engine:
         self.device.activate()
         self._forget_graphs()
         self.device.close()
-        self._slots = []
+        self._free = []

@@ -1,5 +1,6 @@
 """The CUDA engine: a launch plan with its cubins, on the NVIDIA driver and cuBLASLt alone."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,31 +9,28 @@ from bei.errors import EngineError
 from bei.gpu import gpus
 from bei.manifest import EngineRecord, Manifest
 from bei.runtime.cuda.cublaslt import find_library
-from bei.runtime.cuda.engine import Engine, Ticket
+from bei.runtime.cuda.engine import SLOTS, Engine
 from bei.runtime.cuda.gpu import Gpu
 from bei.runtime.executor import Output, Row
 
 
 class CudaExecutor:
-    """One engine on one GPU. `submit` and `result` keep two batches in flight; `run` is both."""
+    """One engine on one GPU, two batches in flight: while the GPU computes one, a thread assembles the next or reads back
+    the last. What is queued is queued by one thread at a time."""
 
-    concurrency = 1
+    concurrency = SLOTS
 
     def __init__(self, engine: Engine, record: EngineRecord) -> None:
         self.target = record.target
         self._engine: Engine | None = engine
+        self._queueing = threading.Lock()
 
     def run(self, rows: list[Row]) -> list[Output] | Output:
         """float32 [B, d], or one [n_i, labels] a row for token classification. Raises EngineError."""
-        return self._open().run(rows)
-
-    def submit(self, rows: list[Row]) -> Ticket:
-        """Queue a batch; at most two may wait for their result. Raises EngineError."""
-        return self._open().submit(rows)
-
-    def result(self, ticket: Ticket) -> list[Output] | Output:
-        """Wait for a submitted batch. Raises EngineError."""
-        return self._open().result(ticket)
+        engine = self._open()
+        with self._queueing:
+            ticket = engine.submit(rows)
+        return engine.result(ticket)
 
     def describe(self) -> dict[str, Any]:
         return self._open().describe()

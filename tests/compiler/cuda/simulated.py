@@ -4,6 +4,7 @@ Everything above the driver runs as it would on a device: addresses, arena reuse
 Memory starts as NaN, so whatever reads a place that nothing wrote is seen.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -127,7 +128,7 @@ class SimulatedDevice:
     def forget(self, graph: list[Callable[[], None]]) -> None:
         graph.clear()
 
-    def mark(self) -> None: ...
+    def mark(self) -> Any: ...
 
     def wait(self, mark: Any) -> None: ...
 
@@ -135,6 +136,50 @@ class SimulatedDevice:
         return {"device": self.name}
 
     def close(self) -> None: ...
+
+
+class LateDevice(SimulatedDevice):
+    """Nothing is done before somebody waits for it, as if the device were slow: whatever a batch in flight still needs
+    must be left alone until then. Any thread may wait."""
+
+    def __init__(self, plan: Plan, memory: int = 1 << 26) -> None:
+        super().__init__(plan, memory)
+        self.queue: list[Callable[[], None]] = []
+        self.doing = threading.Lock()
+
+    def clear(self, address: int, nbytes: int) -> None:
+        self._later(lambda: SimulatedDevice.clear(self, address, nbytes))
+
+    def upload(self, address: int, source: npt.NDArray[np.uint8]) -> None:
+        self._later(lambda: SimulatedDevice.upload(self, address, source))
+
+    def download(self, target: npt.NDArray[np.uint8], address: int) -> None:
+        self._later(lambda: SimulatedDevice.download(self, target, address))
+
+    def replay(self, graph: list[Callable[[], None]]) -> None:
+        steps = list(graph)  # a graph may be forgotten once the device is through with it
+        self._later(lambda: SimulatedDevice.replay(self, steps))
+
+    def _queue(self, work: Callable[[], None]) -> None:
+        if self.recording is None:
+            self._later(work)
+        else:
+            self.recording.append(work)
+
+    def _later(self, work: Callable[[], None]) -> None:
+        self.queue.append(work)
+
+    def mark(self) -> int:
+        return len(self.queue)
+
+    def wait(self, mark: Any) -> None:
+        """Everything up to the mark; marks count from the beginning."""
+        with self.doing:
+            while self.done < mark:
+                self.queue[self.done]()
+                self.done += 1
+
+    done = 0
 
 
 def _epilogue(y: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The engine on a simulated device: heads, batches in flight, growth, memory that runs out."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from tests.adapters.cases import CASES
 from tests.adapters.tiny import Loaded, batch, load, save
-from tests.compiler.cuda.simulated import SimulatedDevice
+from tests.compiler.cuda.simulated import LateDevice, SimulatedDevice
 from tests.compiler.cuda.test_plan_parity import rows_of
 
 from bei.adapters.head import Dense, Head, LayerNorm, Normalize, Pooling, Step
@@ -18,9 +19,22 @@ from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import Weight
 from bei.errors import EngineError, InputError
+from bei.manifest import EngineRecord
 from bei.runtime.cuda.engine import Engine
-from bei.runtime.executor import Row
+from bei.runtime.executor import Guarded, Row
+from bei.runtime.executors.cuda import CudaExecutor
 
+RECORD = EngineRecord(
+    target="cuda-sm90",
+    backend="cuda",
+    device="cuda",
+    layout="packed",
+    precision="plain",
+    path="plan",
+    inputs=(),
+    status="executed",
+    tool_versions={},
+)
 EMBED = Head(task="embed", pooling=("mean",), steps=(Normalize(),))
 
 
@@ -110,6 +124,41 @@ def test_two_batches_in_flight_keep_their_own_results(engine: Engine) -> None:
     third = engine.submit(batches[2])
     np.testing.assert_array_equal(np.asarray(engine.result(second)), expected[1])
     np.testing.assert_array_equal(np.asarray(engine.result(third)), expected[2])
+
+
+def test_a_third_batch_in_flight_is_an_error(engine: Engine) -> None:
+    waiting = [engine.submit(random_rows(2, seed=0)) for _ in range(2)]
+    with pytest.raises(EngineError, match="2 batches are waiting"):
+        engine.submit(random_rows(2, seed=0))
+    for ticket in waiting:
+        engine.result(ticket)
+    engine.run(random_rows(2, seed=0))
+
+
+def test_threads_keep_a_slow_device_busy_and_their_results_apart(bert: Loaded) -> None:
+    """Batches of all sizes, growing, whose results are taken in any order."""
+    plan, _ = lower(bert.cfg, EMBED, bert.weights, CudaOptions(sm=90))
+    engine = Engine(LateDevice(plan), plan, bert.folder)
+    executor = Guarded(CudaExecutor(engine, RECORD))
+    batches = [random_rows(1 + 7 * n % 60, seed=n) for n in range(40)]
+    alone = engine_of(bert, memory=1 << 26)
+    expected = [np.asarray(alone.run(rows)) for rows in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for got, want in zip(pool.map(executor.run, batches), expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(got), want)
+    executor.close()
+
+
+def test_results_wait_in_their_own_memory_while_others_grow_it(bert: Loaded) -> None:
+    plan, _ = lower(bert.cfg, EMBED, bert.weights, CudaOptions(sm=90))
+    engine = Engine(LateDevice(plan), plan, bert.folder)
+    small, large = random_rows(2, seed=0), random_rows(90, seed=1)
+    want = np.asarray(engine_of(bert, memory=1 << 26).run(small))
+    first, second = engine.submit(small), engine.submit(large)
+    engine.result(second)
+    third = engine.submit(random_rows(3, seed=2))
+    np.testing.assert_array_equal(np.asarray(engine.result(first)), want)
+    engine.result(third)
 
 
 def test_out_of_memory_is_an_error_and_small_batches_still_run(bert: Loaded) -> None:
