@@ -40,11 +40,17 @@ def table(report: ParityReport, before: States, after: States) -> list[Row]:
         {"": "device"} | {target: engine.device or engine.reason for target, engine in engines.items()}
     )
     rows.append({"": "texts"} | {target: texts_of(engine) for target, engine in engines.items()})
-    measures = {m.name: m for engine in report.engines for m in engine.measures}
-    for name, measure in measures.items():
-        values = {target: number(engine.value(name)) for target, engine in engines.items()}
-        rows.append({"": measure.meaning} | values | {"needed": bound(measure.threshold)})
+    meanings = {m.name: m.meaning for engine in report.engines for m in engine.measures}
+    for name, meaning in meanings.items():
+        rows.append({"": meaning} | {target: _held(engine, name) for target, engine in engines.items()})
     return rows
+
+
+def _held(engine: EngineReport, name: str) -> str:
+    """A measure of an engine, beside what its precision needs."""
+    found = next((measure for measure in engine.measures if measure.name == name), None)
+    needed = bound(found.threshold) if found else ""
+    return f"{number(engine.value(name))} ({needed})" if needed else number(engine.value(name))
 
 
 def texts_of(engine: EngineReport) -> str:
