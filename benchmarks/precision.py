@@ -34,7 +34,7 @@ from bei.compiler.engines.tensorrt import TensorRtOptions
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU, TENSORRT
 from bei.compiler.options import BuildOptions
-from bei.compiler.precision.audit import Batch, audit
+from bei.compiler.precision.audit import FOLDER, Batch, audit
 from bei.compiler.precision.calibration import calibration_batches
 from bei.compiler.precision.plan import plan_scales
 from bei.compiler.precision.policy import PLAIN, Policy
@@ -70,7 +70,7 @@ def session(
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(written)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        options.add_session_config_entry(FOLDER, folder)
         made = onnxruntime.InferenceSession(graph.serialize(), options, providers=["CPUExecutionProvider"])
         nodes = Counter(node.op_type for node in onnx.load(written, load_external_data=False).graph.node)
         yield made, nodes

@@ -5,19 +5,15 @@ The graph that ONNX Runtime serves is emitted once more with a maximum at every 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import onnxruntime
 
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
-from bei.compiler.mapped import mapping, not_resident
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
@@ -25,6 +21,8 @@ from bei.errors import EngineError
 Ids = npt.NDArray[np.int64]
 Batch = tuple[Ids, Ids, Ids]
 """ids, mask, types int64 [B, L]."""
+FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime then maps the weights; handed over as tensors (`add_external_initializers`), it copies them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +46,9 @@ def audit(
     Raises EngineError when ONNX Runtime cannot run the graph (too little memory, say).
     """
     graph = emit(cfg, head, weights, ONNXRUNTIME_CPU, policy, probed=True)
-    stored = {name: weight.stored() for name, weight in graph.weights.items() if weight.data is None}
-    maps = [mapped for array in stored.values() if (mapped := mapping(array)) is not None]
     options = _frugal()
-    options.add_external_initializers(list(stored), [_in_place(array) for array in stored.values()])
+    for folder in {str(weight.folder) for weight in graph.weights.values() if weight.folder is not None}:
+        options.add_session_config_entry(FOLDER, folder)  # one, the checkpoint's
     names = [output.name or "" for output in graph.model.graph.outputs]
     ranges = dict.fromkeys(names[1:], 0.0)
     outputs = []
@@ -62,24 +59,16 @@ def audit(
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["ConstantFolding"],  # it would copy every transposed weight
         )
-        with not_resident(maps):
-            for ids, mask, types in batches:
-                feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-                feeds["prompt_length"] = np.zeros(len(ids), np.int64)
-                output, *seen = session.run(names, {name: feeds[name] for name in graph.inputs})
-                outputs.append(np.asarray(output, np.float32))
-                for site, value in zip(ranges, seen, strict=True):
-                    ranges[site] = float(np.maximum(ranges[site], np.asarray(value)))
+        for ids, mask, types in batches:
+            feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+            feeds["prompt_length"] = np.zeros(len(ids), np.int64)
+            output, *seen = session.run(names, {name: feeds[name] for name in graph.inputs})
+            outputs.append(np.asarray(output, np.float32))
+            for site, value in zip(ranges, seen, strict=True):
+                ranges[site] = float(np.maximum(ranges[site], np.asarray(value)))
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise EngineError(f"range audit: ONNX Runtime failed ({error}).") from error
     return Audit(ranges=ranges, outputs=tuple(outputs))
-
-
-def _in_place(array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
-    """A tensor that reads the array where it lies; numpy has no bf16 of its own."""
-    if array.dtype == ml_dtypes.bfloat16:
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ir.DataType.BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _frugal() -> onnxruntime.SessionOptions:

@@ -8,11 +8,6 @@ SMAPS = Path("/proc/self/smaps")
 NEEDS_PROC = pytest.mark.skipif(not SMAPS.exists(), reason="needs /proc")
 
 
-def is_mapped(file: Path) -> bool:
-    """Whether any of it is."""
-    return any(line.endswith(str(file)) for line in SMAPS.read_text().splitlines())
-
-
 def resident_kib(file: Path) -> int:
     """KiB of all its mappings."""
     lines = SMAPS.read_text().splitlines()

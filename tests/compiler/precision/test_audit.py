@@ -1,7 +1,5 @@
-"""The range audit reads weights where they lie, in whatever type, and does not keep them in memory."""
+"""The range audit reads weights where they lie, in whatever type."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.compiler.engines.small import BERT, FILE, HEAD, WINDOWED, random_weights
-from tests.compiler.resident import NEEDS_PROC, is_mapped, resident_kib
+from tests.compiler.engines.small import BERT, HEAD, WINDOWED, random_weights
 
 from bei.compiler.precision.audit import Batch, audit
 
@@ -36,23 +33,3 @@ def test_weights_in_a_file_are_read_as_those_in_memory(cfg: Any, dtype: Any, tmp
     assert len(mapped.outputs) == 2
     for found, expected in zip(mapped.outputs, copied.outputs, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-@NEEDS_PROC
-def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
-    cfg, waits = replace(BERT, vocab=20_000), 0
-    weights = random_weights(cfg, tmp_path)
-
-    def batches_once_the_pages_are_gone() -> Iterator[Batch]:
-        nonlocal waits
-        for batch in batches():
-            yield batch
-            assert is_mapped(tmp_path / FILE)
-            limit = time.monotonic() + 60
-            while resident_kib(tmp_path / FILE) > 0:
-                assert time.monotonic() < limit
-                time.sleep(0.01)
-            waits += 1
-
-    audit(cfg, HEAD, weights, batches_once_the_pages_are_gone())
-    assert waits == 2
