@@ -1,8 +1,8 @@
 """Which cores the threads of a CPU engine run on.
 
-Left alone, a kernel in a virtual machine often wakes an engine's second thread on the core of the first: another one that has
-been idle for some milliseconds has halted, and looks as if the host had taken it away. A call then takes as long as with one
-thread. So the pool's threads stay each on a core of its own, and a call begins on a core where no other one did.
+Left alone, a kernel in a virtual machine often wakes an engine's second thread on the core of the first after some milliseconds
+in which the other one was idle, and the call takes as long as with one thread. So the pool's threads stay each on a core of its
+own, and a call begins on a core where no other one did (docs/decisions/0017).
 """
 
 import contextlib
