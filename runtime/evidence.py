@@ -1,4 +1,4 @@
-"""What a TensorRT build showed, layer by layer and in sentences, from the evidence in a manifest."""
+"""What a build showed, layer by layer and in sentences, from the evidence in a manifest."""
 
 import re
 from collections import Counter
@@ -74,7 +74,9 @@ def _order(name: str) -> tuple[bool, int]:
 
 
 def sentences(evidence: Mapping[str, Any], profiles: Sequence[Profile] = ()) -> Iterator[str]:
-    """A TensorRT engine's evidence in a few lines; nothing for other engines."""
+    """A TensorRT or CUDA engine's evidence in a few lines; nothing for other engines."""
+    if "schedules" in evidence:
+        yield from _schedules(evidence)
     if "attention_layers" not in evidence:
         return
     said = f"{evidence['fused_attention']} of {evidence['attention_layers']} attentions fused"
@@ -96,6 +98,16 @@ def sentences(evidence: Mapping[str, Any], profiles: Sequence[Profile] = ()) -> 
     if reserved:
         yield f"activations: {', '.join(reserved)}"
     yield from evidence.get("portability_costs", ())
+
+
+def _schedules(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """What a CUDA engine launches, by the tokens of a batch."""
+    for schedule in evidence["schedules"]:
+        counts = {**schedule["launches"], "product by cuBLASLt": schedule["products"]}
+        launched = ", ".join(f"{count} {op}" for op, count in counts.items() if count)
+        yield f"from {schedule['least_tokens']} tokens: {sum(counts.values())} launches ({launched})"
+    arena = size(evidence["arena_bytes_a_token"])
+    yield f"stream {evidence['stream']}, gelu {evidence['gelu']}; arena {arena} a token, cubins {size(evidence['cubin_bytes'])}"
 
 
 def _accumulation(evidence: Mapping[str, Any]) -> str:

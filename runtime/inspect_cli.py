@@ -2,15 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bei.command import report_errors
+from bei.cuda_plan import Plan, decode_plan
 from bei.errors import BundleError
 from bei.manifest import EngineRecord, Manifest, Profile
 from bei.runtime.bundle import Bundle, choose_engine, open_bundle, unlisted_files, unproven
+from bei.runtime.cuda.listing import lines, listed
 from bei.runtime.evidence import sentences, size
 from bei.runtime.executors import registry
 
@@ -29,17 +31,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle, verify=args.verify)
     facts = inspect(bundle, verified=args.verify)
+    plans = launch_plans(bundle) if args.steps else {}
     if args.json:
+        if args.steps:
+            facts["launch_plans"] = {target: listed(plan) for target, plan in plans.items()}
         print(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode())
     else:
-        show(facts)
+        show(facts, plans)
     return 0
+
+
+def launch_plans(bundle: Bundle) -> dict[str, Plan]:
+    """Of every CUDA engine, by target. Raises BundleError where there is none, or one cannot be read."""
+    records = [record for record in bundle.manifest.engines if record.backend == "cuda"]
+    if not records:
+        raise BundleError(
+            f"{bundle.path}: --steps lists the launch plan of a CUDA engine, and there is none. "
+            "Build one with bei-compile --target cuda-sm90."
+        )
+    found = {}
+    for record in records:
+        path = bundle.path / record.path
+        found[record.target] = decode_plan(path.read_bytes(), str(path))
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bei-inspect", description=__doc__)
     parser.add_argument("bundle", help="folder written by bei-compile")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--steps", action="store_true", help="list what CUDA engines launch: steps, operands, kernels, grids"
+    )
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -114,11 +137,25 @@ def engine_bytes(manifest: Manifest, record: EngineRecord) -> int:
     return sum(manifest.files[name].size for name in names)
 
 
-def show(facts: dict[str, Any]) -> None:
-    """The facts as two tables in the terminal."""
+def show(facts: dict[str, Any], plans: Mapping[str, Plan] | None = None) -> None:
+    """The facts as two tables in the terminal, and one for each schedule of ``plans``."""
     from rich.console import Console, Group
 
-    Console().print(Group(*_tables(facts)))
+    Console().print(Group(*_tables(facts), *_steps(plans or {})))
+
+
+def _steps(plans: Mapping[str, Plan]) -> Iterator["RenderableType"]:
+    from rich.table import Table
+    from rich.text import Text
+
+    for target, plan in plans.items():
+        for title, rows in lines(plan):
+            table = Table(title=f"{target}: {title}", title_justify="left", show_lines=True)
+            for name in ("", "step", "reads", "writes", "kernel [grid]"):
+                table.add_column(name, overflow="fold")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            yield table
 
 
 def _tables(facts: dict[str, Any]) -> Iterator["RenderableType"]:

@@ -28,7 +28,7 @@ FLAGS = {
     ),
     "bei-doctor": (doctor_parser, "--help --json"),
     "bei-export": (export_parser, "--allow-unverified --format --help --out --target"),
-    "bei-inspect": (inspect_parser, "--help --json --no-verify --verify"),
+    "bei-inspect": (inspect_parser, "--help --json --no-verify --steps --verify"),
     "bei-parity": (
         parity_parser,
         "--checkpoint --full --help --html --json --only --ray --runner --target --texts --weights --workers --zoo",

@@ -160,6 +160,11 @@ def test_inspect_refuses_a_damaged_bundle(tmp_path: Path, capsys: pytest.Capture
     assert inspect_cli.main([str(folder), "--no-verify"]) == 0
 
 
+def test_inspect_lists_steps_of_cuda_engines_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect_cli.main([str(folder), "--steps"]) == 2
+    assert "there is none. Build one with bei-compile --target cuda-sm90." in capsys.readouterr().err
+
+
 def test_inspect_explains_that_nothing_can_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_bundle(tmp_path / "b", parity=ParityRecord(file=None, verdicts={}))
     assert inspect_cli.main([str(folder)]) == 0
