@@ -45,7 +45,7 @@ APART = frozenset(
 
 ALWAYS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tokenizers", "ml-dtypes")
 OF_PARITY = ("torch", "transformers", "sentence-transformers")
-OF_CUDA = ("triton", "nvidia-cublas")
+OF_CUDA = ("triton", "nvidia-cuda-nvrtc", "nvidia-cublas")
 
 
 def bundle_key(source: Source, options: BuildOptions, targets: Sequence[Target], *, certified: bool) -> str:

@@ -22,6 +22,7 @@ PACKAGES: Mapping[str, Sequence[str]] = {
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "cuBLASLt": ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12"),
     "triton": ("triton",),
+    "NVRTC": ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12"),
     "torch": ("torch",),
     "transformers": ("transformers",),
     "sentence-transformers": ("sentence-transformers",),

@@ -80,7 +80,7 @@ def write_engine(target: Target, plan: Plan, writer: BundleWriter, precision: Po
         path=name,
         inputs=plan.inputs,
         status="built, not executed",
-        tool_versions={"triton": plan.triton},
+        tool_versions={"triton": plan.triton, "nvrtc": nvrtc.version()},
         compute_capabilities=target.compute_capabilities,
         evidence=evidence(plan),
     )

@@ -7,7 +7,7 @@ import ctypes
 import glob
 import os
 import sys
-from ctypes import byref, c_char_p, c_size_t, c_void_p
+from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from typing import Any
 
@@ -60,6 +60,13 @@ def find() -> str | None:
         if found:
             return max(found)
     return next((str(path) for path in glob.glob("/usr/local/cuda/lib64/libnvrtc.so.1[23]")), None)
+
+
+def version() -> str:
+    """Such as 13.0. Raises EngineError."""
+    major, minor = c_int(), c_int()
+    _check(_library("cuda").nvrtcVersion(byref(major), byref(minor)))
+    return f"{major.value}.{minor.value}"
 
 
 @cache

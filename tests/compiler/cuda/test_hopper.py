@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import triton  # type: ignore[import-untyped]
 
+from bei.compiler.code_digest import code_digest
 from bei.compiler.engines import nvrtc
 from bei.compiler.engines.cuda import SHARED_KIB, compile_kernel
 from bei.cuda_plan import DType
@@ -126,3 +127,14 @@ def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch: pytest.Mon
     with pytest.raises(EngineError, match=r"NVRTC was not found. Install it: pip install \"bei\[cuda\]\""):
         compile_kernel(hopper.plan(forms(768, 768), act="gelu", gated=False, rows="tokens"), 90)
     nvrtc._library.cache_clear()
+
+
+def test_the_compiler_says_its_version_and_its_source_is_in_the_digest(tmp_path: Path) -> None:
+    major, minor = map(int, nvrtc.version().split("."))
+    assert major >= 13 and minor >= 0
+    source = tmp_path / "hopper.cu"
+    source.write_text("one")
+    before = code_digest(tmp_path)
+    code_digest.cache_clear()
+    source.write_text("two")
+    assert code_digest(tmp_path) != before
