@@ -1,21 +1,24 @@
 """Kernels compiled on one machine and timed on another, so that a GPU machine times what the pinned Triton makes.
 
-python -m benchmarks.cubins FOLDER [--forms]     compiles what the benchmarks launch into a folder, a file a kernel
-BEI_CUBINS=FOLDER python -m benchmarks.…         takes machine code from there; what is missing is compiled in place
+python -m benchmarks.cubins FOLDER [--forms] [--families]    compiles what the benchmarks launch into a folder, a file a kernel
+BEI_CUBINS=FOLDER python -m benchmarks.…                     takes machine code from there; what is missing is compiled in place
 
-``--forms``: those of cuda_forms too. Needs Triton, no GPU.
+``--forms``: those of cuda_forms too; ``--families``: those of cuda_families alone. Needs Triton, no GPU.
 """
 
 import argparse
 import os
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import triton  # type: ignore[import-untyped]
 from benchmarks.cuda_models import SHAPES, config_of
 from benchmarks.cuda_shapes import CONFIGS, EMBED
+from benchmarks.family_checkpoints import NAMES, head_of, shape_of
 
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
@@ -31,6 +34,7 @@ from bei.kernels.launch import KernelLaunch
 
 SM = 90
 CARRIED = "BEI_CUBINS"
+BUCKETS = "embed.buckets.weight"
 
 
 def function(how: KernelLaunch) -> Function:
@@ -43,7 +47,9 @@ def function(how: KernelLaunch) -> Function:
 def build(cfg: EncoderConfig, head: Head, weights: Weights, options: CudaOptions) -> Plan:
     """As `bei.compiler.engines.cuda.build`, with `function`'s machine code."""
     plan, kernels = lower(cfg, head, weights, options)
-    return msgspec.structs.replace(plan, functions={name: function(how) for name, how in kernels.items()})
+    with ThreadPoolExecutor() as pool:
+        functions = dict(zip(kernels, pool.map(function, kernels.values()), strict=True))
+    return msgspec.structs.replace(plan, functions=functions)
 
 
 def origin() -> str:
@@ -70,11 +76,14 @@ def store(how: KernelLaunch, folder: Path) -> None:
 def shapes_only(cfg: EncoderConfig, names: Collection[str] | None, dtype: str) -> dict[str, Weight]:
     """Weights with a place and no values, enough to lower a plan: those in ``names``, or all that there may be."""
     needs = signature(cfg, EMBED)
-    return {
+    found = {
         name: Weight(name=name, shape=shape, dtype=dtype, folder=Path(), file="weights", offset=0)
         for name, shape in (needs.needed | needs.optional).items()
         if names is None or name in names
     }
+    if (table := found.get(BUCKETS)) is not None:  # lowering reads it
+        found[BUCKETS] = replace(table, dtype="F32", data=np.zeros(table.shape, np.float32))
+    return found
 
 
 def models() -> Iterator[tuple[EncoderConfig, Collection[str] | None, str]]:
@@ -107,14 +116,24 @@ def launches(*, with_forms: bool) -> Iterator[KernelLaunch]:
             yield how.launch(how.sample("meta"))
 
 
+def family_launches() -> Iterator[KernelLaunch]:
+    """Of the plans of cuda_families."""
+    for name in NAMES:
+        cfg, names, dtype = shape_of(name)
+        weights = shapes_only(cfg, names, dtype)
+        yield from lower(cfg, head_of(cfg), weights, CudaOptions(sm=SM))[1].values()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--forms", action="store_true")
+    parser.add_argument("--families", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     (args.folder / "triton").write_text(triton.__version__)
-    wanted = {_name(how): how for how in launches(with_forms=args.forms)}
+    every = family_launches() if args.families else launches(with_forms=args.forms)
+    wanted = {_name(how): how for how in every}
     print(f"{len(wanted)} kernels", flush=True)
     for how in wanted.values():
         store(how, args.folder)
