@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-_SECONDS = 0.25  # between two looks at what was read: with ten times as many, a build of 600 MB takes a second longer
+_SECONDS = 1.0  # between two looks at what was read: what was given back is read again, four times as often cost a build of 600 MB a second
 
 
 def mapping(array: npt.NDArray[Any]) -> mmap.mmap | None:
