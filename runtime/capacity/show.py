@@ -14,8 +14,8 @@ ASSUMPTIONS = (
 )
 
 CPU_CAVEAT = (
-    "Checked on one core that did nothing else: a server's throughput and p50 within 4% of the simulated at 30, 50 and 70% of "
-    "saturation, its p99 within 16%. On two cores, which calls share, its p99 was 1.4 times the simulated and saturation 0.86 of it. "
+    "Checked on one core that did nothing else: a server's throughput, p50 and p99 within 7% of the simulated at 30, 50 and 70% of "
+    "saturation; in an earlier run p99 at 70% was off by 16%. On two cores, which calls share, its p99 was 1.4 times the simulated and saturation 0.86 of it. "
     "Leave room, and try it with your load."
 )
 """From benchmarks/results/capacity.md and capacity_shared.md."""
