@@ -9,6 +9,7 @@ import tokenizers
 import bei
 from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head, Normalize
+from bei.compiler.build import TOKENIZER_FILE
 from bei.compiler.bundle import BundleWriter, hash_file, writing
 from bei.compiler.encoder import output_width
 from bei.compiler.engines import onnxruntime
@@ -29,7 +30,6 @@ from bei.manifest import (
 )
 
 ONNXRUNTIME = "onnxruntime-cuda"
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def write_bundle(

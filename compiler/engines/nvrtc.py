@@ -6,13 +6,13 @@ Names: nvrtc.h. The library comes with the package nvidia-cuda-nvrtc.
 import ctypes
 import glob
 import os
-import sys
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from typing import Any
 
 from bei.cuda_plan import Function
 from bei.errors import EngineError
+from bei.gpu import packaged_library
 from bei.kernels.launch import KernelLaunch, Source
 
 
@@ -20,7 +20,7 @@ def compile_source(how: KernelLaunch, sm: int) -> Function:
     """A cubin of a `Source` for one SM, with the instructions that only this SM has. Raises EngineError."""
     source = how.function
     assert isinstance(source, Source)
-    library = _library(f"cuda-sm{sm}")
+    library = _library()
     head = "".join(f"#define {name} {int(value)}\n" for name, value in how.constants.items())
     program = c_void_p()
     _check(library.nvrtcCreateProgram(
@@ -55,25 +55,22 @@ def _check(code: int) -> None:
 
 def find() -> str | None:
     """The path of libnvrtc, from its package or the system's; None where there is none."""
-    for folder in sys.path:
-        found = glob.glob(os.path.join(folder, "nvidia", "*", "lib", "libnvrtc.so.*"))
-        if found:
-            return max(found)
-    return next((str(path) for path in glob.glob("/usr/local/cuda/lib64/libnvrtc.so.1[23]")), None)
+    system = glob.glob("/usr/local/cuda/lib64/libnvrtc.so.1[23]")
+    return packaged_library("libnvrtc.so.*") or next(iter(system), None)
 
 
 def version() -> str:
     """Such as 13.0. Raises EngineError."""
     major, minor = c_int(), c_int()
-    _check(_library("cuda").nvrtcVersion(byref(major), byref(minor)))
+    _check(_library().nvrtcVersion(byref(major), byref(minor)))
     return f"{major.value}.{minor.value}"
 
 
 @cache
-def _library(subject: str) -> Any:
+def _library() -> Any:
     path = find()
     if path is None:
-        raise EngineError(f'{subject}: NVRTC was not found. Install it: pip install "bei[cuda]".')
+        raise EngineError('NVRTC was not found. Install it: pip install "bei[cuda]".')
     for builtins in glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*")):
         ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)  # NVRTC asks for it by name, which no loader path has
     return ctypes.CDLL(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bei.compiler.lowering.cuda_steps import forms_of, reads, writes
+from bei.compiler.lowering.cuda_steps import forms_of, linear_of, reads, writes
 from bei.cuda_plan import Epilogue, Launch, Operand, Product, Step
 
 if TYPE_CHECKING:
@@ -31,19 +31,9 @@ def own_products(steps: Sequence[Step], sm: int) -> list[Step]:
 
 
 def _own(step: Product, sm: int) -> Step:
-    operands = {
-        "x": step.x,
-        "weight": step.weight,
-        "bias": step.bias,
-        "residual": None,
-        "order": None,
-        "groups": None,
-        "out": step.out,
-    }
-    if step.x.rows != "tokens" or not _fits(operands, sm, transposed=step.transposed):
-        return step
-    attrs = {"act": ACTS[step.epilogue], "gated": False, "transposed": False, "rows": step.x.rows}
-    return Launch(op="linear", attrs=attrs, operands=operands, writes=("out",))
+    own = linear_of(step, step.out, ACTS[step.epilogue], gated=False)
+    fits = step.x.rows == "tokens" and _fits(own.operands, sm, transposed=step.transposed)
+    return own if fits else step
 
 
 def _fits(operands: Mapping[str, Operand | None], sm: int, *, transposed: bool) -> bool:

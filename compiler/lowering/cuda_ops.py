@@ -18,6 +18,7 @@ from bei.compiler.lowering.cuda_attention import emit_attention, emit_rope, norm
 from bei.compiler.lowering.cuda_experts import Mixture, dense, grouped
 from bei.compiler.lowering.cuda_options import CudaOptions, Stream
 from bei.compiler.lowering.cuda_program import Finished, Program
+from bei.compiler.lowering.cuda_steps import linear_of
 from bei.compiler.lowering.cuda_values import Embedding, Heads, Norm, Pooled, Stored, Sum, Value
 from bei.compiler.ops import Attention, Index
 from bei.compiler.precision.folding import Folded
@@ -218,12 +219,8 @@ class CudaOps:
 
     def _fused(self, product: Product, act: Act, width: int, *, gated: bool) -> Value:
         """A product and what follows it, in the place of the product."""
-        del self.program.steps[-1]
-        x, out = product.x, self.program.buffer(product.x.rows, width, product.out.dtype)
-        operands = {"x": x, "weight": product.weight, "bias": product.bias, "residual": None}
-        operands |= {"order": None, "groups": None, "out": out}
-        attrs = {"act": act, "gated": gated, "transposed": False, "rows": x.rows}
-        self.program.launch("linear", attrs, operands, ("out",))
+        out = self.program.buffer(product.x.rows, width, product.out.dtype)
+        self.program.steps[-1] = linear_of(product, out, act, gated=gated)
         return Stored({out.dtype: out})
 
     def _activate(self, x: Operand, up: Operand | None, act: Act) -> Value:

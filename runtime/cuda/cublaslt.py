@@ -4,15 +4,13 @@ cuBLASLt counts columns first, so a row-major x · Wᵀ is asked for as W · x�
 """
 
 import ctypes
-import glob
-import os
-import sys
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
 from bei.cuda_plan import DType, Epilogue, Product
 from bei.errors import EngineError
+from bei.gpu import packaged_library
 from bei.runtime.cuda.device import Addresses
 
 COMPUTE_32F, R_32F = 68, 0
@@ -157,11 +155,8 @@ class CublasLt:
 
 def find_library() -> str | None:
     """The path or name of libcublasLt: from the nvidia-cublas wheel where it is installed, else the system's."""
-    for folder in sys.path:
-        for found in sorted(
-            glob.glob(os.path.join(folder, "nvidia", "*", "lib", "libcublasLt.so.*")), reverse=True
-        ):
-            return found
+    if found := packaged_library("libcublasLt.so.*"):
+        return found
     for name in ("libcublasLt.so.13", "libcublasLt.so.12"):
         try:
             ctypes.CDLL(name)

@@ -1,7 +1,10 @@
 """The GPUs of this machine, asked of the CUDA driver itself: no CUDA toolkit or binding is needed."""
 
 import ctypes
+import glob
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,14 @@ class Gpu:
     sm: int
     memory: int
     cuda: tuple[int, int]
+
+
+def packaged_library(name: str) -> str | None:
+    """The path of a CUDA library from NVIDIA's Python packages, the newest first; ``name`` such as "libnvrtc.so.*"."""
+    for folder in sys.path:
+        if found := glob.glob(os.path.join(folder, "nvidia", "*", "lib", name)):
+            return max(found)
+    return None
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
