@@ -24,6 +24,10 @@ MAX_FAULTS = 3
 """Batches in a row that fail on a replica and succeed on another before it is taken out."""
 
 
+class Unserved(EngineLost):
+    """The engine was lost with another batch before it took this one, which therefore had no part in that."""
+
+
 class Ran(NamedTuple):
     """What came of a batch: its entries that were still wanted, their outputs, and when the engine had them."""
 
@@ -63,6 +67,7 @@ class Replica:
         self.number = number
         self.alive = True
         self.faults = 0
+        self._lost: EngineLost | None = None
         self._budget, self._pace = budget, pace
         self._loop = asyncio.get_running_loop()
         self._clock = clock
@@ -70,8 +75,8 @@ class Replica:
         self._calls: set[_Call] = set()
 
     def run(self, batch: Sequence[Entry]) -> "asyncio.Future[Ran]":
-        """Run, in one of the threads, what nobody has given up by then. The answer raises what the engine raises, and
-        EngineLost when a call of this replica hangs."""
+        """Run, in one of the threads, what nobody has given up by then. The answer raises what the engine raises, EngineLost
+        when the call hangs, and Unserved when the engine was lost before it."""
         call = _Call(batch, self._loop.create_future())
         self._calls.add(call)
         self._watch(call, self._pace.hang_seconds)
@@ -89,11 +94,16 @@ class Replica:
         result: Ran | BaseException
         try:
             result = self._execute(call)
+        except EngineLost as error:
+            self._lost = self._lost or error
+            result = error
         except BaseException as error:  # noqa: BLE001 - whatever an engine raises belongs to whoever waits
             result = error
         self._loop.call_soon_threadsafe(self._settle, call, result)
 
     def _execute(self, call: _Call) -> Ran:
+        if self._lost is not None:
+            raise Unserved(str(self._lost))
         began = call.began = self._clock()
         wanted = [entry for entry in call.batch if not entry.ticket.dropped]
         outputs = self.executor.run([entry.row for entry in wanted]) if wanted else []
@@ -133,8 +143,9 @@ class Replica:
             f"{self.executor.target}: a batch has been running for {ran:.0f} s (limit {limit:.0f} s); its engine hangs. "
             "Restart the server."
         )
+        self._lost = EngineLost(message)
         for call in list(self._calls):
-            self._settle(call, EngineLost(message))
+            self._settle(call, Unserved(message) if call.began is None else EngineLost(message))
 
     def _slots(self, batch: Sequence[Entry]) -> int:
         lengths = [entry.length for entry in batch]

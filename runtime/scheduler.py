@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from time import perf_counter
 from typing import NamedTuple, cast
 
@@ -25,7 +24,7 @@ from bei.runtime.batching import Budget
 from bei.runtime.executor import Executor, Output, Row
 from bei.runtime.fair_queue import Entry, FairQueue, Ticket
 from bei.runtime.pace import HANG_SECONDS, Pace
-from bei.runtime.replica import MAX_FAULTS, Clock, Ran, Replica, StartThreads
+from bei.runtime.replica import MAX_FAULTS, Clock, Ran, Replica, StartThreads, Unserved
 
 AHEAD = 1
 """Batches handed to an engine's threads beyond those it runs: they wait at its door instead of behind the loop."""
@@ -36,7 +35,8 @@ SMOOTHING = 0.1
 RETRY_SECONDS = (0.05, 60.0)
 
 TRIES = 2
-"""Replicas that a batch may fail on. Not all of them: a batch that kills engines must not reach every one."""
+"""Replicas that may refuse a batch, and that may be lost with it. Not all of them: a batch that kills engines must not reach
+every one."""
 
 NO_ENGINE_LEFT = "no engine is left: every replica has failed for good. Restart the server."
 
@@ -84,8 +84,8 @@ class Counts:
 class Scheduler:
     """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`.
 
-    A batch that fails on one engine is tried on another, then each request in it by itself. An engine that is lost,
-    that hangs (see `Pace`), or that fails batches which then succeed elsewhere, gets no more work.
+    A batch that fails on one engine is tried on another, then each request in it by itself; one that engines die of is given
+    up, which is no fault of the requests in it (EngineLost). An engine that is lost, that hangs (see `Pace`), or that fails batches which then succeed elsewhere, gets no more work.
     """
 
     def __init__(
@@ -247,40 +247,47 @@ class Scheduler:
             else:
                 self._work.clear()
 
-    async def _answer(self, batch: Sequence[Entry], first: Replica) -> None:
-        """Run a batch, on another replica when the first one fails, and settle who was at fault."""
-        failed: list[tuple[Replica, Exception]] = []
+    async def _answer(self, batch: Sequence[Entry], first: Replica, lost: int = 0) -> None:
+        """Run a batch, on another replica when the first one fails, and settle who was at fault. ``lost`` counts the engines
+        that died of a batch which this one was part of."""
+        refused: list[tuple[Replica, Exception]] = []
         for replica in self._runners(first):
             try:
                 ran = await replica.run(batch)
+            except EngineLost as error:
+                self._retire(replica)
+                lost += not isinstance(error, Unserved)
+                if lost >= TRIES:
+                    return self._give_up(batch, replica, error)
             except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to the requests of its batch
-                failed.append((replica, error))
-                if isinstance(error, EngineLost):
-                    self._retire(replica)
-                if isinstance(error, InputError):
+                refused.append((replica, error))
+                if isinstance(error, InputError) or len(refused) >= TRIES:
                     break
             else:
                 replica.faults = 0
-                for other, _ in failed:
+                for other, _ in refused:
                     self._blame(other)
-                self.counts.retried_batches += bool(failed)
+                self.counts.retried_batches += replica is not first
                 self._count(ran)
-                _deliver(ran)
-                return
-        self.counts.failed_batches += 1
+                return _deliver(ran)
         parts = _by_request(batch)
-        if len(parts) > 1 and not any(isinstance(error, EngineLost) for _, error in failed):
+        if refused and len(parts) > 1:
+            self.counts.failed_batches += 1
             for part in parts:  # a request that no engine can run takes none of its neighbours with it
-                await self._answer(part, first)
+                await self._answer(part, first, lost)
         else:
-            _fail_batch(batch, *failed[-1])
+            self._give_up(batch, *(refused or [(first, EngineLost(NO_ENGINE_LEFT))])[-1])
 
     def _runners(self, first: Replica) -> Iterator[Replica]:
-        """Where a batch may run: on the replica that took it, then on others that live, as long as it is asked for."""
-        yield first
+        """Where a batch may run: on the replica that took it, then on others, those that live when it is asked for one."""
+        if first.alive:
+            yield first
         others = (replica for replica in self._replicas if replica is not first)
-        others = (replica for replica in sorted(others, key=lambda other: other.faults) if replica.alive)
-        yield from islice(others, TRIES - 1)
+        yield from (replica for replica in sorted(others, key=lambda other: other.faults) if replica.alive)
+
+    def _give_up(self, batch: Sequence[Entry], replica: Replica, error: Exception) -> None:
+        self.counts.failed_batches += 1
+        _fail_batch(batch, replica, error)
 
     def _blame(self, replica: Replica) -> None:
         """It failed a batch that ran elsewhere. The last one alive is kept: it is better than none."""

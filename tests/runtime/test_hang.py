@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
-from tests.runtime.test_scheduler import Fake, blocked, queued, row, scheduled, values
+from tests.runtime.test_scheduler import BUDGET, Fake, blocked, queued, row, scheduled, values
 
 from bei.errors import EngineLost
 from bei.runtime.executor import Output, Row
+from bei.runtime.fair_queue import Entry, Ticket
 from bei.runtime.pace import FACTOR, REMEMBERED, Pace
+from bei.runtime.replica import Replica, Unserved
 from bei.runtime.scheduler import Scheduler
 
 SOON = 0.05
@@ -53,6 +55,27 @@ def test_the_work_of_an_engine_that_hangs_is_done_by_another() -> None:
         assert pace.limit(60) == SOON
 
     scheduled(test, hung, good, hang_seconds=NEVER)
+
+
+def test_what_waits_behind_a_call_that_hangs_never_reaches_that_engine() -> None:
+    """And is told from the batch that hangs: it had no part in it."""
+    fake = Fake(open_gate=False)
+
+    async def test(scheduler: Scheduler) -> None:
+        replica = Replica(fake, 1, BUDGET, Pace(SOON))
+        hanging, behind = (
+            replica.run([Entry(0, number, 4, Ticket(), 0, row(number))]) for number in range(2)
+        )
+        with pytest.raises(EngineLost) as error:
+            await hanging
+        assert not isinstance(error.value, Unserved)
+        with pytest.raises(Unserved, match="its engine hangs"):
+            await behind
+        fake.gate.set()
+        replica._threads.shutdown()
+        assert fake.batches == [[0]]
+
+    scheduled(test, Fake())
 
 
 def test_without_another_engine_everybody_is_told() -> None:

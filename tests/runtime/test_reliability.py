@@ -198,8 +198,8 @@ def test_thousands_of_mixed_requests(folders: tuple[str, str]) -> None:
     assert end < 1.05 * middle, f"{middle >> 20} MiB in the middle, {end >> 20} MiB at the end"
     assert seen["200"] > REQUESTS // 2
     assert seen["left"] > 100
-    assert 0 < seen["500"] <= seen["raised"]  # those that asked for it, and none of their neighbours
-    assert seen["503"] <= CONNECTIONS  # in the batches that met the dying engine second
+    assert 0 < seen["500"] == seen["raised"]  # those that asked for it, and none of their neighbours
+    assert seen["503"] == 0  # one engine dies, the other is there for what it had
     assert seen["400"] > 100
     embed, rerank = stats["models"]
     assert (embed["replicas_alive"], rerank["replicas_alive"]) == (
