@@ -3,9 +3,9 @@
 import contextlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -15,8 +15,7 @@ Ids = npt.NDArray[np.int32]
 Output = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """One tokenised input, special tokens included: ids and token types int32 [n].
 
     ``prompt_tokens`` counts the leading tokens that pooling leaves out when the head says so; ``dropped`` the tokens

@@ -5,10 +5,9 @@ with bei.load("minilm.bundle") as model:
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from bei.errors import EngineError, InputError
 from bei.manifest import EngineRecord, Manifest, Task
-from bei.runtime.batching import Budget, budget_for, plan
+from bei.runtime.batching import budget_for
 from bei.runtime.bundle import Bundle, Choice, choose_engine, read_bundle, verify_files
 from bei.runtime.entities import OUTSIDE, Entity, Strategy, check_strategy, entities
 from bei.runtime.executor import Executor, Guarded, Output, Row
@@ -29,6 +28,7 @@ from bei.runtime.outputs import (
     scores,
     softmax,
 )
+from bei.runtime.pipeline import Pipeline, planned
 from bei.runtime.prompts import check_promptable, resolve_prompt
 from bei.runtime.rescue import Rescue, spare_engine
 from bei.runtime.tokenizer import Input, Pair, Spans, Tokenizer, open_tokenizer
@@ -36,9 +36,6 @@ from bei.runtime.warm_up import shape_classes, warm_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-CHUNK = 512
-"""Inputs tokenised at a time, while the engine runs the ones before."""
 
 WEIGHTS = ".safetensors"
 """Plain numbers, hashed while the engine starts: wrong ones cannot harm it, and no result comes out before the hash."""
@@ -70,8 +67,7 @@ class Model:
         self.rescue = rescue or Rescue()
         self.budget = budget_for(choice.record, bundle.manifest.limits)
         self._closed = False
-        self._background = ThreadPoolExecutor(1, "bei-tokenize")
-        self._lanes = ThreadPoolExecutor(executor.concurrency, "bei-engine")
+        self._pipeline = Pipeline(self.executor)
 
     @property
     def manifest(self) -> Manifest:
@@ -207,8 +203,7 @@ class Model:
     def close(self) -> None:
         """Release the engine; further calls are errors."""
         self._closed = True
-        self._background.shutdown()
-        self._lanes.shutdown()
+        self._pipeline.close()
         self.executor.close()
         self.rescue.close()
 
@@ -236,9 +231,11 @@ class Model:
 
     def _per_token(self, rows: Sequence[Row]) -> list[Output]:
         """The engine's output [n, width] for each row, in order."""
-        found = dict(self._run(rows, self.budget))
-        made = [found[index] for index in range(len(rows))]
-        found |= self.rescue.outputs({index: rows[index] for index in non_finite(made)})
+        found: dict[int, Output] = {}
+        for batch, made in self._pipeline.run(planned(rows, self.budget)):
+            found.update(zip(batch.positions.tolist(), made, strict=True))
+        bad = non_finite([found[index] for index in range(len(rows))])
+        found |= self.rescue.outputs({index: rows[index] for index in bad})
         return [found[index] for index in range(len(rows))]
 
     def _pooled(self, inputs: Sequence[Input], prompt: str | None, batch_tokens: int | None = None) -> Output:
@@ -248,48 +245,23 @@ class Model:
             if batch_tokens
             else self.budget
         )
+
+        def encode(chosen: Sequence[Input], positions: Sequence[int]) -> list[Row]:
+            return self.tokenizer.encode(
+                chosen, max_length=self.max_length, prompt=prompt, positions=positions
+            )
+
         head = self.manifest.head
         out = np.empty(
             (len(inputs), head.dimensions if head.task == "embed" else len(head.labels)), np.float32
         )
         bad: dict[int, Row] = {}
-        for positions, rows in self._tokenized(inputs, prompt):
-            for index, row in self._run(rows, budget):
-                out[positions[index]] = row
-            bad |= {positions[index]: rows[index] for index in non_finite(out[list(positions)])}
+        for batch, made in self._pipeline.run(self._pipeline.batches(inputs, encode, budget)):
+            out[batch.positions] = made
+            bad |= {int(batch.positions[index]): batch.rows[index] for index in non_finite(made)}
         for position, row in self.rescue.outputs(bad).items():
             out[position] = row
         return out
-
-    def _tokenized(
-        self, inputs: Sequence[Input], prompt: str | None
-    ) -> Iterator[tuple[Sequence[int], list[Row]]]:
-        """Rows of one chunk after the other, long inputs first, the next chunk tokenised while the caller works."""
-        order = sorted(range(len(inputs)), key=lambda index: -_size(inputs[index]))
-        chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
-
-        def rows(positions: Sequence[int]) -> list[Row]:
-            chosen = [inputs[position] for position in positions]
-            return self.tokenizer.encode(
-                chosen, max_length=self.max_length, prompt=prompt, positions=positions
-            )
-
-        ahead: Future[list[Row]] | None = None
-        for positions, following in zip_longest(chunks, chunks[1:]):
-            ready = rows(positions) if ahead is None else ahead.result()
-            ahead = None if following is None else self._background.submit(rows, following)
-            yield positions, ready
-
-    def _run(self, rows: Sequence[Row], budget: Budget) -> Iterator[tuple[int, Output]]:
-        """Each row's index and output, batch by batch."""
-        batches = plan([len(row.ids) for row in rows], budget)
-
-        def outputs(batch: Sequence[int]) -> Sequence[Output] | Output:
-            return self.executor.run([rows[index] for index in batch])
-
-        alone = len(batches) == 1 or self.executor.concurrency == 1
-        for batch, made in zip(batches, (map if alone else self._lanes.map)(outputs, batches), strict=True):
-            yield from zip(batch, made, strict=True)
 
 
 def load(
@@ -369,12 +341,3 @@ def _pair(query: object, text: object, index: int) -> Pair:
         if not isinstance(part, str):
             raise InputError(f"input {index}: got {type(part).__name__}, need a query and a text.")
     return (str(query), str(text))
-
-
-def _size(item: object) -> int:
-    """A guess at an input's tokens, times four."""
-    if isinstance(item, str):
-        return len(item)
-    if isinstance(item, tuple | list) and item and isinstance(item[0], str):
-        return sum(len(part) for part in item if isinstance(part, str))
-    return 4 * len(item) if hasattr(item, "__len__") else 0

@@ -84,8 +84,9 @@ class Counts:
 class Scheduler:
     """Runs rows on ``executors`` (equal engines). Belongs to one event loop, from `start` to `close`.
 
-    A batch that fails on one engine is tried on another, then each request in it by itself; one that engines die of is given
-    up, which is no fault of the requests in it (EngineLost). An engine that is lost, that hangs (see `Pace`), or that fails batches which then succeed elsewhere, gets no more work.
+    A batch that fails on one engine is tried on another, then each request in it by itself; one that engines die of is
+    given up, which is no fault of most requests in it (EngineLost). An engine that is lost, that hangs (see `Pace`), or
+    that fails batches which then succeed elsewhere, gets no more work.
     """
 
     def __init__(

@@ -15,12 +15,13 @@ from bei.errors import EngineError, InputError
 from bei.runtime import stages
 from bei.runtime.entities import Entity, Strategy, check_strategy, entities, every_token
 from bei.runtime.executor import Executor, Output, Row
+from bei.runtime.frame import Side
 from bei.runtime.model import Model
 from bei.runtime.outputs import check_dimensions, check_normalize, embeddings, non_finite, scores
 from bei.runtime.pace import HANG_SECONDS
 from bei.runtime.prompts import check_promptable, resolve_prompt, with_prompts
 from bei.runtime.scheduler import Scheduler
-from bei.runtime.tokenizer import Input, Pair, Side, Spans, Token, TokenIds
+from bei.runtime.tokenizer import Input, Pair, Spans, Token, TokenIds
 
 TOKENIZER_THREADS = 2
 MAX_NUMBERS = 1 << 24

@@ -7,7 +7,8 @@ done here, on the finished ids, and gives what the library's own would have give
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,18 @@ from bei.errors import BundleError, InputError
 from bei.manifest import TokenizerSpec
 from bei.runtime.bundle import Bundle
 from bei.runtime.executor import Ids, Row
-from bei.runtime.pieces import pieces_of
+from bei.runtime.frame import Frame, Side, frame_of, no_room
+from bei.runtime.pieces import line_of, pieces_of
 from bei.runtime.windows import Windows
 
-Side = Literal["left", "right"]
 Pair = tuple[str, str]
 TokenIds: TypeAlias = "Sequence[int] | npt.NDArray[np.integer[Any]]"
 Input: TypeAlias = "str | Pair | TokenIds"
 
 PROMPTS_REMEMBERED = 64
+
+BLOCK = 1 << 17
+"""Characters of texts whose pieces are looked up together: their arrays stay in a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +68,8 @@ class Tokenizer:
         self._encode_batch = library.encode_batch_fast if library.post_processor else library.encode_batch
         self._special_ids = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._windows = Windows(library)
-        self._pieces = pieces_of(library)
+        self._frame = frame_of(library)
+        self._pieces = pieces_of(library, self._frame) if self._frame else None
         self._word_pieces = bool(getattr(library.model, "continuing_subword_prefix", None))
         self._count_prompt = lru_cache(PROMPTS_REMEMBERED)(self._count_prompt_uncached)
 
@@ -177,17 +182,27 @@ class Tokenizer:
         self, texts: Sequence[str | Pair], skip: int, max_length: int, side: Side
     ) -> Iterator[Row]:
         """A row a text; ``skip`` tokens of each are a prompt's."""
-        pieces = self._pieces
         singles = [text for text in texts if isinstance(text, str)]
-        joined = pieces.encode(singles) if pieces and len(singles) == len(texts) else None
-        if pieces is None or joined is None:
+        if self._frame and len(singles) == len(texts):
+            for block in _blocks(singles) if self._pieces else [singles]:
+                yield from self._framed(block, self._frame, skip, max_length, side)
+        else:
             for encoding in self._encode_batch(texts):
                 yield _row(encoding, _kept(encoding, max_length, side), skip)
-            return
-        for ids in joined:
-            fits = len(ids) <= max_length
-            keep = None if fits else _keep(pieces.sequence(len(ids)), max_length, side)
-            yield _cut(ids, np.zeros(len(ids), np.int32), keep, skip)
+
+    def _framed(
+        self, texts: Sequence[str], frame: Frame, skip: int, max_length: int, side: Side
+    ) -> Iterator[Row]:
+        """Rows of single texts, whose tokens all have type 0."""
+        line = self._pieces.encode(texts) if self._pieces else None
+        if line is None:
+            line = line_of(self._encode_batch(texts))
+        types = np.zeros_like(line.ids)
+        for start, stop in pairwise([0, *line.ends.tolist()]):
+            ids, dropped = line.ids[start:stop], max(0, stop - start - max_length)
+            if dropped:
+                ids = frame.cut(ids, max_length, side)
+            yield Row(ids=ids, types=types[: len(ids)], prompt_tokens=skip, dropped=dropped)
 
     def _spans(self, text: str, encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None) -> Spans:
         row = _row(encoding, keep, 0)
@@ -295,9 +310,7 @@ def _keep(sequence: npt.NDArray[np.int64], max_length: int, side: Side) -> npt.N
     special = sequence < 0
     room = max_length - int(special.sum())
     if room <= 0:
-        raise InputError(
-            f"max_length {max_length} leaves no room beside {int(special.sum())} special tokens."
-        )
+        raise no_room(max_length, int(special.sum()))
     lengths = [int((sequence == half).sum()) for half in (0, 1)]
     keep = special
     for half, count in enumerate(_longest_first(lengths[0], lengths[1], room)):
@@ -316,6 +329,18 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
         short = room // 2
         long = short + room % 2
     return (short, long) if first <= second else (long, short)
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Runs of texts of about `BLOCK` characters, or one longer text."""
+    start = characters = 0
+    for index, text in enumerate(texts):
+        characters += len(text)
+        if characters > BLOCK and index > start:
+            yield texts[start:index]
+            start, characters = index, len(text)
+    if texts:
+        yield texts[start:]
 
 
 def _row(encoding: tokenizers.Encoding, keep: npt.NDArray[np.bool_] | None, prompt_tokens: int) -> Row:

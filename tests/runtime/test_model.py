@@ -12,7 +12,7 @@ from tests.runtime.tiny import CLS, DIM, SEP, VOCAB, engine, expected, seal, wri
 import bei
 from bei.errors import BundleError, EngineError, InputError
 from bei.manifest import ParityRecord, decode_manifest
-from bei.runtime import model as model_module
+from bei.runtime import pipeline
 from bei.runtime.executor import Row
 from bei.runtime.model import Model, load
 
@@ -44,7 +44,7 @@ def test_one_string_gives_one_vector_as_in_sentence_transformers(model: Model) -
 
 
 def test_order_survives_chunks_and_batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "CHUNK", 7)
+    monkeypatch.setattr(pipeline, "CHUNK", 7)
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(list("abcdefgh"), rng.integers(1, 14))) for _ in range(100)]
     alone = np.stack([model.encode(text) for text in texts])
@@ -116,7 +116,7 @@ def test_bad_inputs_raise_before_anything_is_returned(model: Model, bad: Any) ->
 
 
 def test_the_index_named_is_the_callers(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "CHUNK", 2)
+    monkeypatch.setattr(pipeline, "CHUNK", 2)
     with pytest.raises(InputError, match="input 3: got float"):
         model.encode(["a", "a b c d", "a b", 1.5, "a b c"])  # type: ignore[list-item]
 

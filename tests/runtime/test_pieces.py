@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 from bei.manifest import TokenizerSpec
 from bei.runtime import pieces
+from bei.runtime.frame import Frame, Side, frame_of
 from bei.runtime.pieces import FEW, Pieces, pieces_of
-from bei.runtime.tokenizer import Side, Tokenizer
+from bei.runtime.tokenizer import Tokenizer
 
 BERT = normalizers.BertNormalizer
 NORMALIZERS = {
@@ -48,6 +50,8 @@ ODD = [
     "😀",
     "\u0e01\u0e33",
     "a" * 101,
+    *("ab" * 12 + end for end in ("", "a", "b", "é")),
+    *("ж" * n for n in (4, 8, 11, 12, 13)),
 ]
 WORDS = [
     "hello",
@@ -95,20 +99,38 @@ def minilm() -> tokenizers.Tokenizer:
 
 
 LIBRARIES = {"minilm": minilm()} | {name: tiny(how, ADDED) for name, how in NORMALIZERS.items()}
-JOINED = {name: pieces_of(made) for name, made in LIBRARIES.items()}
+
+
+def remembering(made: tokenizers.Tokenizer) -> Pieces | None:
+    frame = frame_of(made)
+    return pieces_of(made, frame) if frame else None
+
+
+def encoded(pieces: Pieces | None, texts: Sequence[str]) -> list[list[int]] | None:
+    """Each text's ids."""
+    assert pieces is not None
+    line = pieces.encode(texts)
+    if line is None:
+        return None
+    assert line.ids.dtype == np.int32
+    assert len(line.ends) == len(texts)
+    assert not len(texts) or line.ends[-1] == len(line.ids)
+    return [ids.tolist() for ids in np.split(line.ids, line.ends[:-1])]
+
+
+JOINED = {name: remembering(made) for name, made in LIBRARIES.items()}
 """They remember what one example taught them when the next one comes."""
+EITHER_WAY = pytest.mark.parametrize("small", [0, 1 << 30], ids=["by bytes", "by name"])
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("name", LIBRARIES)
 @given(texts=TEXTS)
-@settings(max_examples=200)
-def test_ids_equal_the_librarys_own(name: str, texts: list[str]) -> None:
-    joined, made = JOINED[name], LIBRARIES[name]
-    assert joined is not None
-    got = joined.encode(texts)
-    assert got is not None
-    assert [ids.tolist() for ids in got] == [made.encode(text).ids for text in texts]
-    assert all(ids.dtype == np.int32 for ids in got)
+@settings(max_examples=100)
+def test_ids_equal_the_librarys_own(name: str, small: int, texts: list[str]) -> None:
+    with patch.object(pieces, "SMALL", small):
+        got = encoded(JOINED[name], texts)
+    assert got == [LIBRARIES[name].encode(text).ids for text in texts]
 
 
 SPEC = TokenizerSpec(file="", pad_id=0, vocab_size=30522, golden=())
@@ -116,13 +138,15 @@ WHOLE = Tokenizer(minilm(), SPEC)
 REFERENCE = minilm()
 
 
+@EITHER_WAY
 @given(texts=TEXTS, max_length=st.integers(3, 12), side=st.sampled_from(["left", "right"]))
-def test_rows_are_cut_as_the_library_cuts(texts: list[str], max_length: int, side: Side) -> None:
+def test_rows_are_cut_as_the_library_cuts(small: int, texts: list[str], max_length: int, side: Side) -> None:
     REFERENCE.no_truncation()
     lengths = [len(REFERENCE.encode(text)) for text in texts]
     REFERENCE.enable_truncation(max_length, direction=side)
     want = [REFERENCE.encode(text) for text in texts]
-    rows = WHOLE.encode(texts, max_length=max_length, side=side)
+    with patch.object(pieces, "SMALL", small):
+        rows = WHOLE.encode(texts, max_length=max_length, side=side)
     assert [row.ids.tolist() for row in rows] == [encoding.ids for encoding in want]
     assert [row.types.tolist() for row in rows] == [encoding.type_ids for encoding in want]
     assert [row.dropped for row in rows] == [n - len(e) for n, e in zip(lengths, want, strict=True)]
@@ -146,56 +170,58 @@ def asked() -> Asked:
 
 
 @pytest.fixture
-def remembering(asked: Asked) -> Pieces:
-    return Pieces(cast(tokenizers.Tokenizer, asked), [CLS], [SEP])
+def taught(asked: Asked) -> Pieces:
+    return Pieces(cast(tokenizers.Tokenizer, asked), Frame((CLS,), (SEP,)))
 
 
-def test_a_piece_is_looked_up_once(asked: Asked, remembering: Pieces) -> None:
-    remembering.encode(["hello world hello", "world"])
-    remembering.encode(["world hello zoo"])
-    assert sorted(asked.pieces) == ["hello", "world", "zoo"]
+def test_a_piece_is_looked_up_once_however_it_comes(
+    asked: Asked, taught: Pieces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "z" * 40
+    taught.encode([f"hello world hello {long}", "world"])
+    for small in (0, 1 << 30, 0):
+        monkeypatch.setattr(pieces, "SMALL", small)
+        texts = [f"world hello zoo  {long}"]
+        assert encoded(taught, texts) == [asked.made.encode(text).ids for text in texts]
+    assert sorted(asked.pieces) == ["hello", "world", "zoo", long]
 
 
+@EITHER_WAY
 def test_past_its_limit_all_is_forgotten_and_ids_stay_right(
-    asked: Asked, remembering: Pieces, monkeypatch: pytest.MonkeyPatch
+    asked: Asked, taught: Pieces, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces, "REMEMBERED", 8)
+    monkeypatch.setattr(pieces, "SMALL", small)
     for _ in range(2):
         for text in ("hello zoo", "hello world", "zoo"):
-            got = remembering.encode([text])
-            assert got is not None
-            assert got[0].tolist() == asked.made.encode(text).ids
+            assert encoded(taught, [text]) == [asked.made.encode(text).ids]
     assert asked.pieces.count("zoo") > 1
 
 
+@EITHER_WAY
 def test_texts_full_of_new_words_are_left_to_the_library_until_enough_is_known(
-    asked: Asked, remembering: Pieces
+    asked: Asked, taught: Pieces, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pieces, "SMALL", small)
     text = " ".join(f"w{number}" for number in range(3 * FEW))
-    assert remembering.encode([text]) is None
+    assert taught.encode([text]) is None
     assert len(asked.pieces) == FEW
-    assert remembering.encode([text]) is None
-    got = remembering.encode([text])
-    assert got is not None
-    assert got[0].tolist() == asked.made.encode(text).ids
+    assert taught.encode([text]) is None
+    assert encoded(taught, [text]) == [asked.made.encode(text).ids]
     assert len(asked.pieces) == len(set(asked.pieces)) == 3 * FEW
 
 
-def test_threads_learn_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+@EITHER_WAY
+def test_threads_learn_side_by_side(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "REMEMBERED", 200)
+    monkeypatch.setattr(pieces, "SMALL", small)
     made = tiny()
-    joined = pieces_of(made)
-    assert joined is not None
+    joined = remembering(made)
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{n}" for n in rng.integers(0, 60, 5)) for _ in range(400)]
-    want = [encoding.ids for encoding in made.encode_batch(texts)]
-
-    def ids(number: int) -> list[int]:
-        found: list[int] = (joined.encode([texts[number]]) or [])[0].tolist()
-        return found
-
+    want = [[encoding.ids] for encoding in made.encode_batch(texts)]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ids, range(len(texts)))) == want
+        assert list(pool.map(lambda text: encoded(joined, [text]), texts)) == want
 
 
 TYPED = processors.TemplateProcessing(
@@ -223,14 +249,12 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_tokenizers_that_may_look_across_a_space_are_left_alone(name: str) -> None:
-    assert pieces_of(OTHERS[name]) is None
+    assert remembering(OTHERS[name]) is None
 
 
-def test_without_special_tokens() -> None:
+@EITHER_WAY
+def test_without_special_tokens(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "SMALL", small)
     made = tiny(change=lambda made: setattr(made, "post_processor", None))
-    joined = pieces_of(made)
-    assert joined is not None
-    assert [ids.tolist() for ids in joined.encode(["hello zoo", ""]) or []] == [
-        made.encode("hello zoo").ids,
-        [],
-    ]
+    texts = ["", "hello zoo", "", " "]
+    assert encoded(remembering(made), texts) == [made.encode(text).ids for text in texts]

@@ -9,12 +9,13 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.runtime.tiny import CLS, SEP, VOCAB, WORDS, library, write_bundle
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from bei.errors import InputError
 from bei.manifest import TokenizerSpec
 from bei.runtime.bundle import open_bundle
-from bei.runtime.tokenizer import Input, Side, Tokenizer, open_tokenizer
+from bei.runtime.frame import Side
+from bei.runtime.tokenizer import Input, Tokenizer, open_tokenizer
 
 SPEC = TokenizerSpec(file="", pad_id=0, vocab_size=len(WORDS), golden=(), unk_id=1)
 TINY = Tokenizer(library(), SPEC)
@@ -50,6 +51,21 @@ PROCESSORS = {
         )
     ),
 }
+
+
+def whole_texts() -> tokenizers.Tokenizer:
+    """One whose rules may reach across a space."""
+    made = library()
+    made.normalizer = normalizers.Lowercase()
+    return made
+
+
+TYPED = processors.TemplateProcessing(
+    single="[CLS] $A:1 [SEP]:1",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+)
+PROCESSORS |= {"whole texts": whole_texts, "types other than 0": with_processor(TYPED)}
 MADE = {name: (Tokenizer(make(), SPEC), make()) for name, make in PROCESSORS.items()}
 
 
