@@ -198,6 +198,7 @@ class Tokenizer:
         if line is None:
             line = line_of(self._encode_batch(texts))
         types = np.zeros_like(line.ids)
+        types.flags.writeable = False  # the rows share it
         for start, stop in pairwise([0, *line.ends.tolist()]):
             ids, dropped = line.ids[start:stop], max(0, stop - start - max_length)
             if dropped:
