@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run on a GPU machine without a package registry: ONNX Runtime CUDA on every architecture, a certificate completed in
-# place, then, timed and one after the other, texts to vectors beside peers and ONNX Runtime beside the CUDA engine.
+# place, then, timed and one after the other, texts to vectors beside peers and part by part, and ONNX Runtime beside the CUDA engine.
 #
 #   benchmarks/gpu_rest.sh SITE OUT
 #
@@ -34,5 +34,7 @@ tail -n 30 "$logs/onnxruntime.log" "$logs/certificate.log"
 
 step whole 170 python3 -m benchmarks.cuda_whole --bundle "$site/minilm.bundle" --out "$out" --rounds 0
 tail -n 30 "$logs/whole.log"
+step host 90 python3 -m benchmarks.host_path --bundle "$site/minilm.bundle" --out "$out"
+tail -n 30 "$logs/host.log"
 step peers 150 python3 -m benchmarks.onnxruntime_cuda --out "$out"
 tail -n 40 "$logs/peers.log"

@@ -1,6 +1,6 @@
 """What a text costs the host on its way to a CUDA engine, part by part: wall time and CPU time, with and without the GPU.
 
-    python -m benchmarks.host_path --bundle minilm.bundle [--out host_path] [--texts 8000]
+    python -m benchmarks.host_path --bundle minilm.bundle [--out h100] [--texts 8000]
 
 The bundle holds a CUDA engine of all-MiniLM-L6-v2 (bei-compile --target cuda-sm90 needs no GPU). Texts of lognormal length, of few
 words and of prose (benchmarks/minilm.py). "Instant engine": everything that happens to a text but the GPU's work, its rows put
@@ -113,7 +113,7 @@ def packed(executor: Instant, rows: Sequence[Row], budget: Budget) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--out", default="host_path")
+    parser.add_argument("--out", default=".")
     parser.add_argument("--texts", type=int, default=8000)
     args = parser.parse_args()
     bundle = read_bundle(args.bundle)
@@ -123,7 +123,7 @@ def main() -> None:
         for kind, make in (("few words", lognormal_texts), ("prose", prose_texts))
         for line in parts(bundle, record, kind, make(args.texts))
     ]
-    save(args.out, f"{args.texts} texts to the CUDA engine of MiniLM-L6, best of {REPEATS} runs", lines)
+    save(f"{args.out}/host_path", f"{args.texts} texts to the CUDA engine of MiniLM-L6, best of {REPEATS} runs", lines)
 
 
 if __name__ == "__main__":

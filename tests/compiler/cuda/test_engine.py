@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from tests.adapters.cases import CASES
 from tests.adapters.tiny import Loaded, batch, load, save
 from tests.compiler.cuda.simulated import LateDevice, SimulatedDevice
@@ -74,7 +74,7 @@ def check_head(
     expected = run_torch(bert.cfg, head, every, ids, mask, prompt=prompts).numpy()
     rows = rows_of(ids, mask)
     if prompts is not None:
-        rows = [replace(row, prompt_tokens=int(n)) for row, n in zip(rows, prompts, strict=True)]
+        rows = [structs.replace(row, prompt_tokens=int(n)) for row, n in zip(rows, prompts, strict=True)]
     np.testing.assert_allclose(
         np.asarray(engine_of(bert, head, weights=weights).run(rows)), expected, atol=0.02
     )
