@@ -123,7 +123,11 @@ def main() -> None:
         for kind, make in (("few words", lognormal_texts), ("prose", prose_texts))
         for line in parts(bundle, record, kind, make(args.texts))
     ]
-    save(f"{args.out}/host_path", f"{args.texts} texts to the CUDA engine of MiniLM-L6, best of {REPEATS} runs", lines)
+    save(
+        f"{args.out}/host_path",
+        f"{args.texts} texts to the CUDA engine of MiniLM-L6, best of {REPEATS} runs",
+        lines,
+    )
 
 
 if __name__ == "__main__":
