@@ -3,7 +3,7 @@
 python -m benchmarks.cubins FOLDER [--forms] [--families]    compiles what the benchmarks launch into a folder, a file a kernel
 BEI_CUBINS=FOLDER python -m benchmarks.…                     takes machine code from there; what is missing is compiled in place
 
-``--forms``: those of cuda_forms too; ``--families``: those of cuda_families alone. Needs Triton, no GPU.
+``--forms``: those of cuda_forms and cuda_attention too; ``--families``: those of cuda_families alone. Needs Triton, no GPU.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ from bei.compiler.lowering.signature import signature
 from bei.compiler.weights import Weight, Weights
 from bei.cuda_plan import Function, Plan
 from bei.errors import EngineError
+from bei.kernels import hopper_attention
 from bei.kernels.launch import KernelLaunch
 
 SM = 90
@@ -109,10 +111,13 @@ def launches(*, with_forms: bool) -> Iterator[KernelLaunch]:
             chosen.append(replace(plain, experts="grouped"))
         for options in chosen:
             yield from lower(cfg, EMBED, weights, options)[1].values()
+        with patch.object(hopper_attention, "tile", lambda **_: None):  # a variant of cuda_variants
+            kernels = lower(cfg, EMBED, weights, plain)[1]
+        yield from kernels.values()
     if with_forms:
-        from benchmarks.cuda_forms import forms
+        from benchmarks import cuda_attention, cuda_forms
 
-        for how in forms():
+        for how in (*cuda_forms.forms(), *cuda_attention.forms()):
             yield how.launch(how.sample("meta"))
 
 

@@ -5,7 +5,7 @@ A form is what a kernel module leaves open: a tile, warps, stages. It is put in 
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -141,18 +141,6 @@ LINEAR = [(128, 256, 8, 3), (128, 128, 8, 3)]
 """Of Triton's form: rows, columns (both halves of a gate), warps, stages."""
 FEW = [(32, 32, 128, 4, 4), (64, 64, 64, 4, 5), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3)]
 """For small batches: rows, columns, features, warps, stages."""
-HEADS: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
-    "heads of 64, 128 × 128": ({"heads": 12, "head_dim": 64}, UNIFORM),
-    "heads of 64, ragged 16 k": ({"heads": 12, "head_dim": 64}, RAGGED),
-    "heads of 64, 32 × 512": ({"heads": 12, "head_dim": 64}, LONG),
-    "heads of 64, window 64, 32 × 512": ({"heads": 12, "head_dim": 64, "window": 64}, LONG),
-    "heads of 32, 128 × 128": ({"heads": 12, "head_dim": 32}, UNIFORM),
-    "heads of 128, 16 : 8, causal, 32 × 512": ({"heads": 16, "kv_heads": 8, "head_dim": 128, "causal": True}, LONG),
-    "heads of 256, 3 : 1, 32 × 512": ({"heads": 3, "kv_heads": 1, "head_dim": 256}, LONG),
-}  # fmt: skip
-NARROW = [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 3)]
-WIDE = [(64, 32, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2)]
-"""Queries, keys, warps, stages; for heads to 64 and for wider ones."""
 ROTATED: dict[str, dict[str, Any]] = {
     "12 : 12 heads of 64": {"N": 12, "K": 12, "H": 64, "P": 64},
     "16 : 8 heads of 128, normed": {"N": 16, "K": 8, "H": 128, "P": 128, "kind": "rms"},
@@ -181,8 +169,6 @@ def forms() -> Iterator[Form]:
         yield from _plain(subject, dim, out)
     for up, rows in product(UPS[:2], (32, 128, 512, 1024, 2048)):
         yield from _few(up, rows)
-    for subject, (shape, lengths) in HEADS.items():
-        yield from _attention(subject, shape, lengths)
     for subject, shape in ROTATED.items():
         yield from _rope(subject, shape)
     for subject, (width, keep) in NORMS.items():
@@ -232,18 +218,6 @@ def _triton(tile: linear.Tile) -> dict[str, Chosen]:
     return {"hopper.fits": Chosen(False), "tile": Chosen(tile)}
 
 
-def _attention(subject: str, shape: dict[str, Any], lengths: Sequence[int]) -> Iterator[Form]:
-    spans = sum(n * min(n, 2 * shape.get("window", n) + 1) for n in lengths) / (2 if "causal" in shape else 1)
-    make = partial(
-        Form, subject=f"attention, {subject}", kernel="attention", shape={**shape, "lengths": tuple(lengths)},
-        flops=4.0 * spans * shape["heads"] * shape["head_dim"],
-    )  # fmt: skip
-    yield make(name="usual")
-    for chosen in NARROW if shape["head_dim"] <= 64 else WIDE:
-        inside = {"tile": Chosen(chosen), "query_block": Chosen(chosen[0])}
-        yield make(name="{} queries, {} keys, {} warps, {} stages".format(*chosen), inside=inside)
-
-
 def _rope(subject: str, shape: dict[str, Any]) -> Iterator[Form]:
     make = partial(Form, subject=f"rope, {subject}", kernel="rope", shape={**shape, "lengths": tuple(LONG)})
     for heads, tokens in ROPE:
@@ -267,9 +241,9 @@ def compiled(how: Form) -> Function | str:
         return str(error)[:120]
 
 
-def compile_forms(pool: ProcessPoolExecutor) -> Functions:
-    """Every form, under way."""
-    return {each: pool.submit(compiled, each) for each in forms()}
+def compile_forms(pool: ProcessPoolExecutor, chosen: Iterable[Form]) -> Functions:
+    """Each, under way."""
+    return {each: pool.submit(compiled, each) for each in chosen}
 
 
 # --- their times
@@ -344,11 +318,14 @@ class Bench:
         return 100 * statistics.median(times[2:])
 
 
-def measure_forms(functions: Functions, end: float, out: str) -> list[tuple[Form, Line]]:
-    """A line a form, as many as there is time for."""
+def measure_forms(functions: Functions, end: float, name: str) -> list[tuple[Form, Line]]:
+    """A line a form, as many as there is time for, kept as the result ``name``; cuBLASLt's first, where it has one."""
     bench = Bench()
-    lines: list[Line] = [bench.product(up.name, up.dim, up.wide, bias=not up.gated) for up in UPS]
-    lines += [bench.product(name, dim, out, bias=True) for name, (dim, out) in PLAIN.items()]
+    subjects = {how.subject for how in functions}
+    lines: list[Line] = [
+        bench.product(up.name, up.dim, up.wide, bias=not up.gated) for up in UPS if up.name in subjects
+    ]
+    lines += [bench.product(one, *wide, bias=True) for one, wide in PLAIN.items() if one in subjects]
     results: list[tuple[Form, Line]] = []
     for how, future in functions.items():
         if time.monotonic() > end:
@@ -363,14 +340,13 @@ def measure_forms(functions: Functions, end: float, out: str) -> list[tuple[Form
         results.append((how, line))
         lines.append(line)
         print(line, flush=True)
-    _keep(out, lines)
+    save(
+        name,
+        f"Forms of kernels, {TOKENS} tokens, fp16, {card()}, {origin()}; bytes: every operand once",
+        lines,
+    )
     bench.gpu.close()
     return results
-
-
-def _keep(out: str, lines: Sequence[Line]) -> None:
-    title = f"Forms of kernels, {TOKENS} tokens, fp16, {card()}, {origin()}; bytes: every operand once"
-    save(f"{out}/cuda_kernels", title, lines)
 
 
 def fastest(results: Sequence[tuple[Form, Line]], subject: str) -> Form | None:

@@ -35,6 +35,7 @@ from benchmarks.cuda_forms import (
     card,
     compile_forms,
     fastest,
+    forms,
     measure_forms,
 )
 from benchmarks.cuda_models import Lengths, rows_of
@@ -47,10 +48,7 @@ from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.weights import Weights
 from bei.cuda_plan import Plan
 from bei.errors import EngineError
-from bei.kernels import attention, hopper
-
-Attend = tuple[int, int, int, int]
-"""Queries, keys, warps, stages of attention."""
+from bei.kernels import hopper, hopper_attention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +59,7 @@ class Variant:
     name: str
     options: CudaOptions = field(default_factory=lambda: CudaOptions(sm=SM))
     form: hopper.Tile | None = None
-    block: Attend | None = None
+    own_attention: bool = True
 
 
 def planned(variant: Variant, weights: Weights) -> Plan:
@@ -69,9 +67,8 @@ def planned(variant: Variant, weights: Weights) -> Plan:
     with ExitStack() as stack:
         if (form := variant.form) is not None:
             stack.enter_context(patch.object(hopper, "tile", lambda **_: form))
-        if (block := variant.block) is not None:
-            stack.enter_context(patch.object(attention, "tile", lambda sm, head_dim, **_: block))
-            stack.enter_context(patch.object(attention, "query_block", lambda sm, head_dim: block[0]))
+        if not variant.own_attention:
+            stack.enter_context(patch.object(hopper_attention, "tile", lambda **_: None))
         return build(CONFIGS[variant.model], EMBED, weights, variant.options)
 
 
@@ -90,7 +87,7 @@ def reference(cfg: EncoderConfig, weights: Weights) -> npt.NDArray[np.float32]:
     return np.asarray(run_torch(cfg, EMBED, weights, ids, mask))
 
 
-def variants(best: Mapping[str, hopper.Tile], attends: Mapping[int, Attend]) -> list[Variant]:
+def variants(best: Mapping[str, hopper.Tile]) -> list[Variant]:
     """The most telling first."""
     plain, fused = (CudaOptions(sm=SM, fuse_activation=fuse) for fuse in (False, True))
     made: list[Variant] = []
@@ -101,13 +98,14 @@ def variants(best: Mapping[str, hopper.Tile], attends: Mapping[int, Attend]) -> 
                 for experts in EXPERTS
             ]
             continue
-        tile, attend = best.get(model), attends.get(CONFIGS[model].head_dim)
+        tile = best.get(model)
         made += [
             Variant(model=model, name="plain", options=plain),
             Variant(model=model, name="fused activation", options=fused),
+            Variant(model=model, name="the same, attention by Triton", options=fused, own_attention=False),
         ]
-        if tile or attend:
-            made.append(Variant(model=model, name="fastest tiles", options=fused, form=tile, block=attend))
+        if tile:
+            made.append(Variant(model=model, name="fastest tile", options=fused, form=tile))
         if CONFIGS[model].placement == "post":
             made.append(Variant(model=model, name="tanh", options=replace(plain, gelu="tanh")))
         else:
@@ -133,20 +131,16 @@ def measured(variant: Variant, plan: Plan, folder: Path, expected: npt.NDArray[n
     timed.engine.close()
 
 
-def choose(forms: Sequence[tuple[Form, Line]]) -> list[Variant]:
+def choose(results: Sequence[tuple[Form, Line]]) -> list[Variant]:
     """Variants with the fastest forms in them, where those are not the usual ones."""
-    found = {up.name: fastest(forms, up.name) for up in UPS}
+    found = {up.name: fastest(results, up.name) for up in UPS}
     best = {
         name: how.inside["hopper.tile"].value
         for name, how in found.items()
         if how and "hopper.tile" in how.inside
     }
-    attends: dict[int, Attend] = {}
-    for head_dim in (64, 32):
-        if how := fastest(forms, f"attention, heads of {head_dim}, 128 × 128"):
-            attends[head_dim] = how.inside["tile"].value
-    print(best, attends, flush=True)
-    return variants(best, attends)
+    print(best, flush=True)
+    return variants(best)
 
 
 def measure_plans(pool: ProcessPoolExecutor, chosen: Sequence[Variant], end: float, out: str) -> None:
@@ -187,9 +181,10 @@ def main() -> None:
     args = parser.parse_args()
     start = time.monotonic()
     pool = ProcessPoolExecutor(min(14, os.cpu_count() or 1), multiprocessing.get_context("fork"))
-    functions = compile_forms(pool)  # the workers start here, before CUDA does: it does not survive a fork
-    forms = measure_forms(functions, start + args.seconds / 2, args.out)
-    measure_plans(pool, choose(forms), start + args.seconds, args.out)
+    # The workers start here, before CUDA does: it does not survive a fork.
+    functions = compile_forms(pool, forms())
+    results = measure_forms(functions, start + args.seconds / 2, f"{args.out}/cuda_kernels")
+    measure_plans(pool, choose(results), start + args.seconds, args.out)
     pool.shutdown(wait=False, cancel_futures=True)
 
 

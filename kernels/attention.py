@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from bei.cuda_plan import Size
+from bei.kernels import hopper_attention
 from bei.kernels.launch import Forms, KernelLaunch, Sample, launch, power_of_two
 
 if TYPE_CHECKING:
@@ -129,12 +130,13 @@ def _block(
 
 @triton.jit
 def _attention(
-    q, k, v, work, bias, out,
+    q, k, v, work, bias, out, items,
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr, OUT_STRIDE: tl.constexpr,
     H: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SCALE: tl.constexpr, CAP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, REACH: tl.constexpr,
     ALIBI: tl.constexpr,
 ):  # fmt: skip
+    """How many ``items`` there are only Hopper's form needs, whose blocks take one after another."""
     head, item = tl.program_id(0), tl.program_id(1)  # a text's heads run together: they share memory pages
     start = tl.load(work + item * 4)
     length = tl.load(work + item * 4 + 1)
@@ -199,7 +201,19 @@ def query_block(sm: int, head_dim: int) -> int:
     return 128 if head_dim > 128 and sm in BIG_SHARED else 64
 
 
-def plan(
+def plan(forms: Forms, *, sm: int, **attrs: Any) -> KernelLaunch:
+    """Operands q, k, v, work, bias, out, and attributes; see `reference`."""
+    return hopper_attention.plan(forms, sm=sm, **attrs) or _programs(forms, sm=sm, **attrs)
+
+
+def few(forms: Forms, *, sm: int, **attrs: Any) -> dict[int, KernelLaunch]:
+    """`plan` for small batches, by the work items to which it serves."""
+    most = hopper_attention.FEW.get(attrs["head_dim"], 0) // attrs["heads"]
+    own = hopper_attention.plan(forms, sm=sm, **attrs)
+    return {most: _programs(forms, sm=sm, **attrs)} if own and most else {}
+
+
+def _programs(
     forms: Forms,
     *,
     sm: int,
@@ -212,14 +226,13 @@ def plan(
     softcap: float | None,
     bias_kind: Bias | None,
 ) -> KernelLaunch:
-    """Operands q, k, v, work, bias, out; see `reference`."""
     q, k, v, bias, out = (forms[name] for name in ("q", "k", "v", "bias", "out"))
     assert q and k and v and out
     queries, keys, warps, stages = tile(sm, head_dim, fp32=q.dtype == "f32")
     return launch(
         forms,
         function=_attention,
-        sizes=(),
+        sizes=("work",),
         constants={
             "Q_STRIDE": q.stride,
             "K_STRIDE": k.stride,
@@ -256,6 +269,8 @@ SHAPES: list[dict[str, Any]] = [
     {"lengths": (9, 34), "heads": 2, "head_dim": 8, "window": 200},
     {"lengths": (150, 70), "heads": 2, "head_dim": 16, "window": 4},
     {"lengths": (150, 70), "heads": 2, "head_dim": 64, "window": 4},
+    {"lengths": (1, 63, 64, 65, 128, 129), "heads": 2, "head_dim": 64},
+    {"lengths": (129, 200, 1), "heads": 3, "kv_heads": 1, "head_dim": 256, "window": 100},
 ]
 """Odd lengths, a tile and a bit, every feature; ``lengths`` a text."""
 
@@ -290,6 +305,6 @@ def make_inputs(shape: dict[str, Any], *, device: str, dtype: Any, sm: int = 80)
     return Sample(
         operands={"q": q, "k": k, "v": v, "work": work, "bias": bias, "out": out},
         writes=("out",),
-        sizes={"work": len(work)},
+        sizes={"work": len(work), "tokens": tokens + 5},
         attrs=attrs,
     )

@@ -123,7 +123,7 @@ def step(op: str, how: KernelLaunch, tensors: "Mapping[str, Tensor | None]", fun
     """The plan's step for a launch on PyTorch tensors: for `bei.runtime.cuda.gpu`, which runs what is compiled ahead of time."""
 
     def operand(name: str, one: Form) -> Operand:
-        rows = how.sizes[0] if how.sizes else "tokens"
+        rows: Symbol = next((symbol for symbol in how.sizes if symbol != "work"), "tokens")
         return Operand(
             place="arena", name=name, rows=rows, dtype=one.dtype, width=one.width, stride=one.stride
         )

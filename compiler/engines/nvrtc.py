@@ -21,7 +21,7 @@ def compile_source(how: KernelLaunch, sm: int) -> Function:
     source = how.function
     assert isinstance(source, Source)
     library = _library()
-    head = "".join(f"#define {name} {int(value)}\n" for name, value in how.constants.items())
+    head = "".join(f"#define {name} {_literal(value)}\n" for name, value in how.constants.items())
     program = c_void_p()
     _check(library.nvrtcCreateProgram(
         byref(program), (head + source.text).encode(), f"{source.name}.cu".encode(), 0, None, None
@@ -38,6 +38,10 @@ def compile_source(how: KernelLaunch, sm: int) -> Function:
     return Function(
         cubin=cubin, symbol=source.name, threads=32 * how.warps, shared=source.shared, scratch=0
     )  # fmt: skip
+
+
+def _literal(value: float | bool) -> str:
+    return f"{value!r}f" if isinstance(value, float) else str(int(value))
 
 
 def _read(library: Any, program: c_void_p, what: str) -> bytes:

@@ -1,6 +1,6 @@
 """The CUDA engine on a real GPU: every architecture against TorchOps in fp32, and what must hold under load."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -14,6 +14,7 @@ from tests.gpu.results import cosines, ids_of, near_expected
 from bei.adapters.head import Dense, Head, Normalize
 from bei.compiler.engines.cuda import build
 from bei.compiler.lowering.cuda_options import CudaOptions
+from bei.compiler.lowering.signature import signature
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.precision.policy import PLAIN, Policy, units
 from bei.compiler.weights import Weight
@@ -106,6 +107,38 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
     for at in range(0, 100, 7):
         assert cosines(np.asarray(engine.run([rows[at]]))[0], together[at]) > 0.99999
     engine.close()
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
+def test_wide_heads_in_large_and_small_batches(head_dim: int) -> None:
+    """Where Hopper has attention of its own for large ones."""
+    loaded = load(read("bert")[0])
+    scale = head_dim**-0.5
+    cfg = replace(loaded.cfg, heads=2, kv_heads=2, head_dim=head_dim, attn_scale=scale, positions=300)
+    weights = random_weights(signature(cfg, EMBED).needed)
+    engine = Engine(Gpu("test"), build(cfg, EMBED, weights, CudaOptions(sm=sm())), loaded.folder)
+    rows = [
+        *random_rows(300, seed=3),
+        Row(ids=np.arange(300, dtype=np.int32) % 97, types=np.zeros(300, np.int32)),
+    ]
+    ids, mask = (torch.zeros(len(rows), 300, dtype=torch.int64) for _ in range(2))
+    for at, row in enumerate(rows):
+        ids[at, : row.ids.size] = torch.from_numpy(row.ids.astype(np.int64))
+        mask[at, : row.ids.size] = 1
+    expected = run_torch(cfg, EMBED, weights, ids, mask).numpy()
+    assert cosines(expected, np.asarray(engine.run(rows))).min() > 0.9999
+    assert cosines(expected[-3:], np.asarray(engine.run(rows[-3:]))).min() > 0.9999
+    engine.close()
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
+    """Products keep the size of what they multiply; norms change it a little."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, shape in shapes.items():
+        data = rng.standard_normal(shape) / shape[-1] ** 0.5 + (len(shape) == 1)
+        made[name] = Weight(name=name, shape=shape, dtype="F32", data=data.astype(np.float32))
+    return made
 
 
 def test_two_batches_in_flight_do_not_mix(bert: Engine) -> None:

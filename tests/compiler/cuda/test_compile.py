@@ -19,11 +19,11 @@ SCRIPT = textwrap.dedent("""
     wide = Form(dtype="f16", width=512, stride=512)
     forms = {"q": wide, "k": wide, "v": wide, "work": Form(dtype="i32", width=4, stride=4), "bias": None, "out": wide}
     how = attention.plan(
-        forms, sm=sm, heads=2, kv_heads=2, head_dim=256, scale=1.0, causal=False, window=None, softcap=None,
+        forms, sm=sm, heads=2, kv_heads=2, head_dim=256, scale=1.0, causal=False, window=None, softcap=50.0,
         bias_kind=None,
     )
-    for name in how.function.arg_names:
-        assert name in how.pointers or name in how.constants, name
+    others = [name for name in how.function.arg_names if name not in how.pointers and name not in how.constants]
+    assert others == ["items"] and how.sizes == ("work",), others
     function = compile_kernel(how, sm)
     assert function.cubin[:4] == b"\\x7fELF" and function.symbol == "_attention"
     assert function.threads == 32 * how.warps and function.scratch == 2

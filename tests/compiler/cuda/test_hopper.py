@@ -37,9 +37,9 @@ def forms(
     }
 
 
-def disassembled(how: KernelLaunch, folder: Path) -> list[str]:
+def disassembled(how: KernelLaunch, folder: Path, threads: int = 384) -> list[str]:
     function = compile_kernel(how, 90)
-    assert function.threads == 384 and 0 < function.shared <= SHARED_KIB[90] << 10
+    assert function.threads == threads and 0 < function.shared <= SHARED_KIB[90] << 10
     (folder / "cubin").write_bytes(function.cubin)
     command = [str(DISASSEMBLER), "-c", str(folder / "cubin")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
