@@ -26,6 +26,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "heads of 256, 3 : 1": {"heads": 3, "kv_heads": 1, "head_dim": 256},
 }
 FULL: dict[str, Sequence[int]] = {"128 × 128": UNIFORM, "ragged 16 k": RAGGED, "32 × 512": LONG}
+"""Ragged ones as they come, where an engine's work list begins with the longest text."""
 SMALL: dict[str, Sequence[int]] = {
     "1 × 32": [32], "4 × 128": [128] * 4, "16 × 128": [128] * 16, "1 × 512": [512], "4 × 512": [512] * 4,
 }  # fmt: skip
@@ -38,6 +39,7 @@ TILES = {
     ],
     64: [
         Tile(queries=128, heads=2, keys=64, stages=3, registers=False, buffers=2),
+        Tile(queries=128, heads=2, keys=64, stages=4, registers=False, buffers=2),
         Tile(queries=256, heads=1, keys=64, stages=4, registers=False, buffers=2),
         Tile(queries=192, heads=1, keys=64, stages=4),
         Tile(queries=128, heads=1, keys=128, stages=3),

@@ -3,6 +3,7 @@
 Shapes: T tokens, N heads, K key/value heads, H features a head, W work items. One program per work item and head; an
 item is (first token, length, first query, 0), so short and long texts share a launch and no program idles on padding.
 Scores live in registers (FlashAttention's running softmax, fp32): unfused they would be N·L² values a text.
+Full batches on SM90 have a form in CUDA C++ (`bei.kernels.hopper_attention`).
 """
 # mypy: disable-error-code="no-untyped-def,import-untyped,no-untyped-call,untyped-decorator,misc"
 

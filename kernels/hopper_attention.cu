@@ -65,6 +65,19 @@ __device__ __forceinline__ void fetch(u32 to, const TensorMap &map, int column, 
 
 // --- values
 
+__device__ __forceinline__ void put(u32 to, int4 x) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
+__device__ __forceinline__ int4 look_up(u32 from) {
+    int4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(from)
+                 : "memory");
+    return x;
+}
+
 __device__ __forceinline__ float exp2_of(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -122,9 +135,9 @@ __device__ __forceinline__ void fetch_tiles(const Rings &at, const TensorMap &q,
     const int lane = threadIdx.x % 32;
     int slot = 0, slot_parity = 1, stage = 0, parity = 1;
     int round = 0, tile = tile_of(0), before = 0;
-    for (int at_once = 0; at_once < items; at_once += 32) {
+    for (int ahead = 0; ahead < items; ahead += 32) {  // a lane looks at one of the next items
         int4 item = {0, 0, 0, 0};
-        if (at_once + lane < items) item = work[at_once + lane];
+        if (ahead + lane < items) item = work[ahead + lane];
         // Items begin at multiples of a smaller block: the others are a tile's further queries. Spare ones are empty.
         const bool begins = item.z < item.y && item.z % QUERIES == 0;
         const u32 begin_here = __ballot_sync(~0u, begins);
@@ -136,9 +149,7 @@ __device__ __forceinline__ void fetch_tiles(const Rings &at, const TensorMap &q,
             const int first = __shfl_sync(~0u, item.z, from);
             if (lane != 0) continue;
             wait(at.q_empty + 8 * slot, slot_parity);
-            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at.tiles + 16 * slot), "r"(start), "r"(length),
-                         "r"(first), "r"(unit)
-                         : "memory");
+            put(at.tiles + 16 * slot, {start, length, first, unit});
             expect(at.q_full + 8 * slot, Q_BYTES);
 #pragma unroll
             for (int part = 0; part < QUERIES / 64; ++part)
@@ -169,12 +180,13 @@ __device__ __forceinline__ void fetch_tiles(const Rings &at, const TensorMap &q,
     }
     if (lane == 0) {
         wait(at.q_empty + 8 * slot, slot_parity);
-        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at.tiles + 16 * slot), "r"(0) : "memory");
-        expect(at.q_full + 8 * slot, 0);  // no length: the end
+        put(at.tiles + 16 * slot, {0, 0, 0, 0});  // no length: the end
+        expect(at.q_full + 8 * slot, 0);
     }
 }
 
-// --- what a warpgroup does with its 64 queries; a thread has values 4 j … of row lane / 4 (two) and of the row eight below
+// --- what a warpgroup does with its 64 queries, 16 a warp; of every 8 columns a thread has two of row lane / 4 and two of
+// the row eight below
 
 template <int N>
 __device__ __forceinline__ void settle(float (&x)[N]) {  // what is computed with x comes after this
@@ -239,8 +251,8 @@ __device__ __forceinline__ void hide(float (&s)[KEYS / 2], int key, int row, int
     }
 }
 
-// Scores to weights, relative to a score about as high as the highest so far; what earlier weights are relative to has to be
-// multiplied by `shrink`. It follows only when it lies 2^8 behind: weights are floating-point numbers and as exact at 200.
+// Scores to weights, relative to a peak that follows the highest score so far only when it is 2^8 behind: weights are
+// floating-point numbers, as exact at 200. What was summed with earlier ones has to be multiplied by `shrink`.
 __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], float (&peak)[2], float (&total)[2], float (&shrink)[2]) {
     float high[4], sum[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -273,14 +285,14 @@ __device__ __forceinline__ void clear_values(u32 values, int from, int group) {
     for (int i = from * 8 + threadIdx.x % 128; i < KEYS * 8; i += 128)
 #pragma unroll
         for (int half = 0; half < (H + 63) / 64; ++half)
-            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(values + half * KEYS * 128 + i * 16), "r"(0) : "memory");
+            put(values + half * KEYS * 128 + i * 16, {0, 0, 0, 0});
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
 }
 
 // A warp's 16 rows, through shared memory so that a row's bytes are stored together; `rows` of them are the text's.
 __device__ __forceinline__ void store(const float (&o)[H / 2], const float (&inverse)[2], u32 room, char *to, int rows) {
-    constexpr int PIECES = CHUNK / 8, AT_ONCE = 32 / PIECES;
+    constexpr int PIECES = CHUNK / 8, TOGETHER = 32 / PIECES;
     const int lane = threadIdx.x % 32, line = lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
     for (int chunk = 0; chunk < H / CHUNK; ++chunk) {
@@ -298,13 +310,9 @@ __device__ __forceinline__ void store(const float (&o)[H / 2], const float (&inv
         }
         __syncwarp();
 #pragma unroll
-        for (int above = 0; above < 16; above += AT_ONCE) {
+        for (int above = 0; above < 16; above += TOGETHER) {
             const int row = above + lane / PIECES, piece = lane % PIECES;
-            int4 y;
-            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(y.x), "=r"(y.y), "=r"(y.z), "=r"(y.w)
-                         : "r"(room + row * 128 + ((piece ^ row % 8) << 4))
-                         : "memory");
+            const int4 y = look_up(room + row * 128 + ((piece ^ row % 8) << 4));
             if (row < rows) *(int4 *)(to + row * (OUT_STRIDE * 2LL) + chunk * CHUNK * 2 + piece * 16) = y;
         }
     }
@@ -380,16 +388,16 @@ __device__ __forceinline__ void attend(const Rings &at, char *out) {
         const u32 stage = count % STAGES;
         wait(at.k_full + 8 * stage, count / STAGES % 2);
         wait(at.v_full + 8 * stage, count / STAGES % 2);
+        __syncwarp();
         if (lane == 0) arrive(at.k_empty + 8 * stage), arrive(at.v_empty + 8 * stage);
         ++count;
     };
     for (;;) {
         wait(at.q_full + 8 * slot, parity);
-        int start, length, first, unit;
-        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(start), "=r"(length), "=r"(first), "=r"(unit)
-                     : "r"(at.tiles + 16 * slot)
-                     : "memory");
+        int4 tile;
+        if (lane == 0) tile = look_up(at.tiles + 16 * slot);  // who looks gives the place free, for all of the warp
+        const int start = __shfl_sync(~0u, tile.x, 0), length = __shfl_sync(~0u, tile.y, 0);
+        const int first = __shfl_sync(~0u, tile.z, 0), unit = __shfl_sync(~0u, tile.w, 0);
         if (length == 0) return;
         const u32 queries = at.queries + slot * Q_BYTES + q_own, q_empty = at.q_empty + 8 * slot;
         if (++slot == Q_BUFFERS) slot = 0, parity ^= 1;
@@ -409,7 +417,7 @@ __device__ __forceinline__ void attend(const Rings &at, char *out) {
             for (; key + KEYS <= lowest; key += KEYS) skip();
             float o[H / 2], inverse[2];
             attend_rows(at, a, queries + q_rest * 2, q_empty, kv_own, row, length, key, highest, count, o, inverse);
-            const int mine = row + warp % 4 * 16;
+            const int mine = row + warp % 4 * 16;  // the warp's first row
             char *to = out + (start + mine) * (OUT_STRIDE * 2LL) + (unit * HEADS_A_TILE + head) * (H * 2);
             store(o, inverse, at.outs + warp * OUT_BYTES, to, length - mine);
         }
