@@ -10,10 +10,10 @@ def step_flops(step: Step, lengths: Sequence[int]) -> float:
     rows = len(lengths) if _rows(step) == "rows" else sum(lengths)
     if isinstance(step, Product):
         return 2.0 * rows * step.x.width * step.out.width
-    if step.op == "linear":
+    if step.op in ("linear", "linear_norm"):
         x, out = step.operands["x"], step.operands["out"]
         assert x and out
-        halves = 2 if step.attrs["gated"] else 1
+        halves = 2 if step.attrs.get("gated") else 1
         return 2.0 * rows * x.width * out.width * halves
     if step.op == "attention":
         window: int | None = step.attrs["window"]
@@ -24,8 +24,8 @@ def step_flops(step: Step, lengths: Sequence[int]) -> float:
 
 
 def plan_flops(plan: Plan, lengths: Sequence[int]) -> float:
-    """Of all steps."""
-    return sum(step_flops(step, lengths) for step in plan.schedule(sum(lengths)).steps)
+    """Of all steps, which compute the same in every schedule."""
+    return sum(step_flops(step, lengths) for step in plan.schedules[0].steps)
 
 
 def step_bytes(plan: Plan, step: Step, lengths: Sequence[int]) -> int:

@@ -110,7 +110,7 @@ class Timed:
         """Every kind of step by itself, ten in a graph so that launch gaps do not count."""
         batch, _ = self.engine.prepare(rows_of(lengths))
         kinds: dict[str, list[Step]] = {}
-        for step in self.engine.plan.schedule(sum(lengths)).steps:
+        for step in self.engine.schedule(batch.sizes).steps:
             kinds.setdefault(_kind(step), []).append(step)
         lines = []
         for kind, same in kinds.items():
@@ -140,9 +140,11 @@ class Timed:
 def _kind(step: Step) -> str:
     if isinstance(step, Launch):
         window = step.attrs.get("window")
-        if step.op == "linear":
+        if step.op in ("linear", "linear_norm"):
             x, out = step.operands["x"], step.operands["out"]
             assert x and out
+            if step.op == "linear_norm":
+                return f"linear {x.width} → {out.width}, norm"
             gate = "gated " if step.attrs["gated"] else ""
             return f"linear {x.width} → {out.width}, {gate}{step.attrs['act']}"
         return step.op + (f", window {window}" if window is not None else "")

@@ -22,7 +22,7 @@ from benchmarks.record import save
 
 from bei.cuda_plan import Function, Operand, Product
 from bei.errors import EngineError
-from bei.kernels import hopper, linear
+from bei.kernels import hopper, linear, linear_norm
 from bei.kernels.activate import Act
 from bei.kernels.launch import KernelLaunch, Sample, form, step
 from bei.runtime.cuda.device import Addresses
@@ -199,6 +199,18 @@ def _plain(subject: str, dim: int, out: int) -> Iterator[Form]:
         yield make(name=name, shape=shape, inside={"hopper.tile": Chosen(own)})
     if out <= dim:
         yield make(name="usual, with the residual", shape={**shape, "residual": True})
+    if out in linear_norm.TILES and out <= dim:
+        yield from _with_norm(subject, dim, out)
+
+
+def _with_norm(subject: str, dim: int, out: int) -> Iterator[Form]:
+    """Beside what it replaces: the usual product and `add_norm`, after and before a norm, and twice in a sandwich."""
+    make = partial(Form, subject=subject, kernel="linear_norm", flops=2.0 * TOKENS * dim * out)
+    shape = {"R": TOKENS, "K": dim, "N": out, "kind": "layer"}
+    yield make(name="with the residual and its norm", shape=shape)
+    yield make(name="the same, the sum stored", shape={**shape, "total": True})
+    sandwich = {"kind": "rms", "bias": False, "shift": False, "inner": True, "total": True}
+    yield make(name="between two norms", shape={**shape, **sandwich})
 
 
 def _few(up: Up, rows: int) -> Iterator[Form]:

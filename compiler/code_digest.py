@@ -5,7 +5,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-CODE: frozenset[str] = frozenset({".py", ".cu", ".json", ".yaml", ".txt", ".html"})
+CODE: frozenset[str] = frozenset({".py", ".cu", ".cuh", ".json", ".yaml", ".txt", ".html"})
 """Suffixes of the files that decide what this package computes."""
 
 

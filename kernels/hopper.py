@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from bei.cuda_plan import ITEMSIZE, Box, Size, Symbol
+from bei.cuda_plan import ITEMSIZE, Box, DType, Size, Symbol
 from bei.kernels.activate import Act
 from bei.kernels.launch import Form, Forms, KernelLaunch, Source, launch
 
 ACTS: tuple[Act, ...] = ("identity", "gelu", "gelu_tanh", "silu", "relu", "tanh", "sigmoid")
 """By the number that hopper.cu knows them by."""
 ROWS, FEATURES = 128, 64
-SHARED = 227 << 10
+CLUSTER = 2
+"""Blocks that share the weights they fetch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,9 @@ def _whole(form: Form) -> bool:
     return form.aligned and form.stride * ITEMSIZE[form.dtype] % 16 == 0
 
 
-def plan(forms: Forms, *, act: Act, gated: bool, rows: Symbol, chosen: Tile | None = None) -> KernelLaunch:
+def plan(
+    forms: Forms, *, act: Act, gated: bool, rows: Symbol, chosen: Tile | None = None, backwards: bool = False
+) -> KernelLaunch:
     """As `bei.kernels.linear.plan`; ``chosen`` takes the place of `tile`'s choice."""
     x, out = forms["x"], forms["out"]
     assert x and out
@@ -69,7 +72,9 @@ def plan(forms: Forms, *, act: Act, gated: bool, rows: Symbol, chosen: Tile | No
     halves = t.columns // 2
     return launch(
         used,
-        function=Source(name="linear", text=_products(t.columns, x.dtype) + _text(), shared=shared),
+        function=Source(
+            name="linear", text=source("hopper.cu", t.columns, x.dtype), shared=shared, cluster=CLUSTER
+        ),
         sizes=(rows,),
         constants={
             "K": x.width,
@@ -79,13 +84,16 @@ def plan(forms: Forms, *, act: Act, gated: bool, rows: Symbol, chosen: Tile | No
             "CHUNK": chunk,
             "STAGES": t.stages,
             "TOGETHER": t.together,
+            "CLUSTER": CLUSTER,
+            "SLOTS": -(-x.width // FEATURES),
             "ACT": ACTS.index(act),
             "GATED": gated,
+            "BACKWARDS": backwards,
             "BIAS": forms["bias"] is not None,
             "RESIDUAL": forms["residual"] is not None,
             "BF16": x.dtype == "bf16",
         },
-        grid=(Size(symbol="one", times=2), Size(symbol="processors", per=2)),
+        grid=(Size(symbol="one", times=CLUSTER), Size(symbol="clusters")),
         warps=12,
         boxes={
             "x": Box(rows=ROWS, columns=FEATURES, swizzle=128),
@@ -96,12 +104,17 @@ def plan(forms: Forms, *, act: Act, gated: bool, rows: Symbol, chosen: Tile | No
     )
 
 
+def source(name: str, columns: int, dtype: DType) -> str:
+    """The text of a kernel here, with what it shares with others before it, for tiles of so many columns."""
+    return _products(columns, dtype) + "".join(map(_text, ("hopper.cuh", "hopper_product.cuh", name)))
+
+
 @cache
-def _text() -> str:
-    return files(__package__).joinpath("hopper.cu").read_text()
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text()
 
 
-def _products(columns: int, dtype: str) -> str:
+def _products(columns: int, dtype: DType) -> str:
     """``mma``: d (64 rows, ``columns``) = a · b, or + a · b where ``more`` is not 0; a and b by their descriptors."""
     n, high = columns // 2, 1 << 30 | 1024 >> 4
     sums = ", ".join(f"%{i}" for i in range(n))

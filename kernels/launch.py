@@ -33,11 +33,13 @@ Forms = Mapping[str, Form | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A kernel in CUDA C++, which NVRTC compiles: ``text`` and the function in it; ``shared`` bytes a block asks for."""
+    """A kernel in CUDA C++, which NVRTC compiles: ``text`` and the function in it; ``shared`` bytes a block asks for, blocks of
+    a ``cluster``."""
 
     name: str
     text: str
     shared: int
+    cluster: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

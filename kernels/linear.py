@@ -36,6 +36,7 @@ def reference(
     gated: bool,
     transposed: bool,
     rows: Symbol,
+    backwards: bool = False,
 ) -> "dict[str, Tensor]":
     """x [R, K], weight [N, K] (gated: G above U, [2N, K]; ``transposed``: [K, N]), residual and out [R, N].
 
@@ -166,10 +167,13 @@ def few_tiles(sm: int, *, fp32: bool, gated: bool) -> dict[int, Tile]:
     }
 
 
-def plan(forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol) -> KernelLaunch:
-    """Operands x, weight, bias, residual, order, groups, out; see `reference`. ``rows``: out's, tokens or slots."""
+def plan(
+    forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol, backwards: bool = False
+) -> KernelLaunch:
+    """Operands x, weight, bias, residual, order, groups, out; see `reference`. ``rows``: out's, tokens or slots;
+    ``backwards``: the last ones first, where SM90's own form serves."""
     if hopper.fits(forms, sm=sm, transposed=transposed):
-        return hopper.plan(forms, act=act, gated=gated, rows=rows)
+        return hopper.plan(forms, act=act, gated=gated, rows=rows, backwards=backwards)
     x, out = forms["x"], forms["out"]
     assert x and out
     t = tile(sm, fp32=x.dtype == "f32", gated=gated, width=out.width)
@@ -177,7 +181,7 @@ def plan(forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows
 
 
 def few(
-    forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol
+    forms: Forms, *, sm: int, act: Act, gated: bool, transposed: bool, rows: Symbol, backwards: bool = False
 ) -> dict[int, KernelLaunch]:
     """`plan` for small batches, by the rows to which it serves."""
     x = forms["x"]

@@ -105,7 +105,8 @@ def _schedules(evidence: Mapping[str, Any]) -> Iterator[str]:
     for schedule in evidence["schedules"]:
         counts = {**schedule["launches"], "product by cuBLASLt": schedule["products"]}
         launched = ", ".join(f"{count} {op}" for op, count in counts.items() if count)
-        yield f"from {schedule['least_tokens']} tokens: {sum(counts.values())} launches ({launched})"
+        where = " that fill the GPU with whole rows" if schedule["whole_rows"] else ""
+        yield f"from {schedule['least_tokens']} tokens{where}: {sum(counts.values())} launches ({launched})"
     arena = size(evidence["arena_bytes_a_token"])
     yield f"stream {evidence['stream']}, gelu {evidence['gelu']}; arena {arena} a token, cubins {size(evidence['cubin_bytes'])}"
 

@@ -3,7 +3,7 @@ PyTorch."""
 # mypy: disable-error-code="import-untyped"
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any, cast
@@ -15,9 +15,10 @@ from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
 from bei.compiler.engines import nvrtc
 from bei.compiler.lowering.cuda_large import LEAST
-from bei.compiler.lowering.cuda_ops import emit_program
+from bei.compiler.lowering.cuda_ops import EmittedProgram, emit_program
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.cuda_program import function_name
+from bei.compiler.lowering.cuda_rows import waves_of
 from bei.compiler.lowering.cuda_steps import reads
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.target import Target
@@ -31,6 +32,8 @@ from bei.cuda_plan import (
     Operand,
     Plan,
     Schedule,
+    Symbol,
+    Waves,
     encode_plan,
 )
 from bei.errors import EngineError
@@ -101,6 +104,7 @@ def _schedule_facts(schedule: Schedule) -> dict[str, Any]:
     launches = Counter(step.op for step in schedule.steps if isinstance(step, Launch))
     return {
         "least_tokens": schedule.least,
+        "whole_rows": schedule.waves is not None,
         "launches": dict(sorted(launches.items())),
         "products": len(schedule.steps) - launches.total(),
     }
@@ -120,16 +124,21 @@ def lower(
 
     emitted = emit_program(cfg, head, weights, options, precision)
     program = emitted.program
-    every = [emitted]
+    every: list[tuple[int, Waves | None, EmittedProgram]] = [(0, None, emitted)]
     if options.large:
-        large = emit_program(cfg, head, weights, options, precision, least=LEAST, beside=program)
-        every.append(large)
+        large, rows = (
+            emit_program(cfg, head, weights, options, precision, batches=batches, beside=program)
+            for batches in ("large", "rows")
+        )
+        every.append((LEAST, None, large))
+        if waves := waves_of(rows.finished.steps):
+            every.append((LEAST, waves, rows))
     conversions, converters = _conversions(
         {f"{part.dtype}:{t.dtype}" for t in program.tensors.values() for part in t.parts}, options.sm
     )
-    steps = [step for each in every for step in each.finished.steps]
+    finished = [each.finished for _, _, each in every]
+    steps = [step for each in finished for step in each.steps]
     used = {o.name for step in steps for o in reads(step) if o.place == "weight"}
-    arenas = [each.finished.arena for each in every]
     plan = Plan(
         version=PLAN_VERSION,
         sm=options.sm,
@@ -139,24 +148,30 @@ def lower(
         schedules=tuple(
             Schedule(
                 least=least,
+                waves=waves,
                 steps=each.finished.steps,
                 buffers=each.finished.buffers,
                 output=each.output,
             )
-            for least, each in zip((0, LEAST), every, strict=False)
+            for least, waves, each in every
         ),
         functions={},
-        arena={symbol: max(a.get(symbol, 0) for a in arenas) for symbol in arenas[0] | arenas[-1]},
+        arena=_largest([each.arena for each in finished]),
         slots=program.slots,
         weights={name: tensor for name, tensor in program.tensors.items() if name in used},
         conversions=conversions,
         constants=bytes(program.constants),
-        inputs=tuple(name for name in INPUTS if any(name in each.finished.inputs for each in every)),
+        inputs=tuple(name for name in INPUTS if any(name in each.inputs for each in finished)),
         query_block=query_block(options.sm, cfg.head_dim),
         position_pad=cfg.position_pad,
     )
-    kernels = {name: how for each in every for name, how in each.finished.kernels.items()}
+    kernels = {name: how for each in finished for name, how in each.kernels.items()}
     return plan, {**kernels, **converters}
+
+
+def _largest(arenas: Sequence[Mapping[Symbol, int]]) -> dict[Symbol, int]:
+    """Room for whichever schedule a batch has."""
+    return {symbol: max(arena.get(symbol, 0) for arena in arenas) for arena in arenas for symbol in arena}
 
 
 def _conversions(pairs: set[str], sm: int) -> tuple[dict[str, Launch], dict[str, KernelLaunch]]:

@@ -36,8 +36,13 @@ def compile_source(how: KernelLaunch, sm: int) -> Function:
     finally:
         library.nvrtcDestroyProgram(byref(program))
     return Function(
-        cubin=cubin, symbol=source.name, threads=32 * how.warps, shared=source.shared, scratch=0
-    )  # fmt: skip
+        cubin=cubin,
+        symbol=source.name,
+        threads=32 * how.warps,
+        shared=source.shared,
+        scratch=0,
+        cluster=source.cluster,
+    )
 
 
 def _literal(value: float | bool) -> str:

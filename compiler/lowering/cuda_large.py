@@ -5,8 +5,8 @@ on as the residual stream is cheaper inside the product, where it is read and wr
 read both addends and write it beside the norm; where only the norm goes on (post-norm), `add_norm` is cheaper.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -18,16 +18,25 @@ if TYPE_CHECKING:
 
 LEAST = 4096
 """Tokens from which the steps made here are used."""
+TURNING = ("linear", "linear_norm")
+"""Kernels that can begin at either end; attention begins with the longest texts."""
+Batches = Literal["all", "large", "rows"]
+"""Which batches a program is for: all, those of `LEAST` tokens and more, or those that also fill the GPU with whole rows."""
 ACTS: "dict[Epilogue, Act]" = {"none": "identity", "relu": "relu", "gelu_tanh": "gelu_tanh"}
 
 
 def own_products(steps: Sequence[Step], sm: int) -> list[Step]:
     """The steps with every product that `bei.kernels.hopper` can compute computed by it."""
-    made = [_own(step, sm) if isinstance(step, Product) else step for step in steps]
-    for at, step in enumerate(made):
+    return [_own(step, sm) if isinstance(step, Product) else step for step in steps]
+
+
+def sums_inside(steps: Sequence[Step], sm: int) -> list[Step]:
+    """The steps with every residual sum that is stored inside the product that adds to it."""
+    summed = list(steps)
+    for at, step in enumerate(summed):
         if isinstance(step, Launch) and step.op == "add_norm":
-            _sum_inside(made, at, sm)
-    return made
+            _sum_inside(summed, at, sm)
+    return summed
 
 
 def _own(step: Product, sm: int) -> Step:
@@ -51,9 +60,9 @@ def _sum_inside(steps: list[Step], at: int, sm: int) -> None:
     if x is None or a is None or total is None or norm.attrs["factor"] != 1.0:
         return
     for addend, other in ((a, x), (x, a)):
-        maker = _sole_maker(steps, addend, at)
+        maker = sole_maker(steps, addend, at, ("linear",))
         product = None if maker is None else steps[maker]
-        if maker is None or not isinstance(product, Launch) or _made(steps, other) >= maker:
+        if maker is None or not isinstance(product, Launch) or made(steps, other) >= maker:
             continue
         operands = {**product.operands, "residual": other, "out": total}
         if product.operands["residual"] is None and _fits(operands, sm, transposed=False):
@@ -64,15 +73,31 @@ def _sum_inside(steps: list[Step], at: int, sm: int) -> None:
             return
 
 
-def _sole_maker(steps: Sequence[Step], x: Operand, at: int) -> int | None:
-    """The `linear` that makes x, all of it and for the step at ``at`` alone."""
+def sole_maker(steps: Sequence[Step], x: Operand, at: int, ops: Collection[str]) -> int | None:
+    """The launch of one of ``ops`` that makes x, all of it and for the step at ``at`` alone."""
     readers = [n for n, step in enumerate(steps) if any(o.name == x.name for o in reads(step))]
-    maker = _made(steps, x)
+    maker = made(steps, x)
     step = steps[maker] if maker >= 0 else None
-    own = isinstance(step, Launch) and step.op == "linear" and step.operands["out"] == x
+    own = isinstance(step, Launch) and step.op in ops and step.operands["out"] == x
     return maker if own and readers == [at] else None
 
 
-def _made(steps: Sequence[Step], x: Operand) -> int:
+def made(steps: Sequence[Step], x: Operand) -> int:
     """Where x is written last; -1 where it is there from the beginning."""
     return max((n for n, step in enumerate(steps) if any(o.name == x.name for o in writes(step))), default=-1)
+
+
+def turning(steps: Sequence[Step]) -> list[Step]:
+    """Products that begin with the last tokens where the step before has ended there, or where the next one, which does not turn,
+    begins with the first: what was written last is in the cache still."""
+    turned, backwards = list(steps), True
+    for at, step in enumerate(steps):
+        ahead = at + 1 < len(steps) and not _turns(steps[at + 1])
+        backwards = _turns(step) and (ahead or not backwards)
+        if backwards and isinstance(step, Launch):
+            turned[at] = msgspec.structs.replace(step, attrs={**step.attrs, "backwards": True})
+    return turned
+
+
+def _turns(step: Step) -> bool:
+    return isinstance(step, Launch) and step.op in TURNING

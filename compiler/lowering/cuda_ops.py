@@ -16,6 +16,7 @@ from bei.adapters.head import Head, Pooling
 from bei.compiler.encoder import run
 from bei.compiler.lowering.cuda_attention import emit_attention, emit_rope, norm_operands
 from bei.compiler.lowering.cuda_experts import Mixture, dense, grouped
+from bei.compiler.lowering.cuda_large import Batches
 from bei.compiler.lowering.cuda_options import CudaOptions, Stream
 from bei.compiler.lowering.cuda_program import Finished, Program
 from bei.compiler.lowering.cuda_steps import linear_of
@@ -34,10 +35,12 @@ WIDE: dict[Wide, DType] = {"bf16": "bf16", "fp32": "f32"}
 
 @dataclass(slots=True)
 class CudaOps:
-    """`Ops` that writes a `Program`. ``islands``: units whose values are stored in a wider type than fp16."""
+    """`Ops` that writes a `Program`. ``islands``: units whose values are stored in a wider type than fp16. ``last``: what pooling
+    reads, which after a post-norm is the stream itself."""
 
     program: Program
     stream: Stream
+    last: Stream
     options: CudaOptions
     islands: Mapping[str, Wide] = field(default_factory=dict)
 
@@ -258,7 +261,7 @@ class CudaOps:
     # --- head
 
     def pool(self, x: Value, pooling: Pooling, include_prompt: bool) -> Value:
-        return Pooled(self.store(x, "f32"), pooling, include_prompt)
+        return Pooled(self.store(x, self.last), pooling, include_prompt)
 
     def _pool(self, x: Pooled, out: Operand) -> Operand:
         program = self.program
@@ -284,7 +287,8 @@ class CudaOps:
         return Stored({"f32": whole})
 
     def to_float(self, x: Value) -> Value:
-        return Stored({"f32": self.store(x, "f32")})
+        full = self.store(x, "f32")
+        return x if isinstance(x, Stored) else Stored({"f32": full})
 
     def dense(self, x: Value, name: str, out: int, dim: int) -> Value:
         return Stored({"f32": self._product(self.store(x, "f32"), (name,), (out,), dim, "f32")})
@@ -316,16 +320,17 @@ def emit_program(
     options: CudaOptions,
     precision: Policy = PLAIN,
     *,
-    least: int = 0,
+    batches: Batches = "all",
     beside: Program | None = None,
 ) -> EmittedProgram:
-    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types, for batches
-    of ``least`` tokens and more. ``beside``: the program of the same model whose device tensors this one shares."""
+    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types, for these
+    batches. ``beside``: the program of the same model whose device tensors this one shares."""
     half = cfg.placement == "post" or precision.fp16_stream
     stream: Stream = options.stream or ("f16" if half else "f32")
     own = dict(weights)
     program = Program(own, tensors=beside.tensors, constants=beside.constants) if beside else Program(own)
-    ops = CudaOps(program, stream, options, precision.islands)
+    last: Stream = stream if cfg.placement == "post" else "f32"
+    ops = CudaOps(program, stream, last, options, precision.islands)
     output = ops.store(run(cfg, head, Folded(ops, own, precision, cfg)).value, "f32")
-    finished = program.finish(output, options.sm, least)
+    finished = program.finish(output, options.sm, batches)
     return EmittedProgram(finished=finished, program=program, output=output, stream=stream)

@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bei.compiler.lowering.cuda_large import own_products
+from bei.compiler.lowering.cuda_large import LEAST, Batches, own_products, sums_inside, turning
+from bei.compiler.lowering.cuda_rows import norms_inside
 from bei.compiler.lowering.cuda_steps import ALIGNMENT, forms_of, reads, writes
 from bei.compiler.weights import Weight
 from bei.cuda_plan import (
@@ -143,14 +144,19 @@ class Program:
         self.constants += np.ascontiguousarray(values, np.float32).tobytes()
         return Part(file=None, offset=offset, dtype="F32", count=values.size, at=at, scale=scale)
 
-    def finish(self, output: Operand, sm: int, least: int = 0) -> Finished:
-        """Drop what nothing reads, choose kernels for batches of ``least`` tokens and more, place buffers."""
+    def finish(self, output: Operand, sm: int, batches: Batches = "all") -> Finished:
+        """Drop what nothing reads, choose steps and kernels for these batches, place buffers."""
         steps = _needed(self.steps, output)
+        if batches != "all":
+            steps = own_products(steps, sm)
+            steps = norms_inside(steps, sm) if batches == "rows" else steps
+            steps = sums_inside(steps, sm)
+            steps = turning(steps)
         kernels: dict[str, KernelLaunch] = {}
         ready: list[Step] = []
-        for step in own_products(steps, sm) if least else steps:
+        for step in steps:
             if isinstance(step, Launch):
-                step = _launched(step, sm, least, kernels)
+                step = _launched(step, sm, 0 if batches == "all" else LEAST, kernels)
             ready.append(step)
         buffers, arena = _place(ready, output, self._buffers)
         used = {o.name for step in ready for o in reads(step) if o.place == "input"}

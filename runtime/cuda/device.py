@@ -51,6 +51,9 @@ class Device(Protocol):
     def load(self, functions: Mapping[str, Function]) -> None:
         """Make a plan's kernels callable by name."""
 
+    def clusters(self, function: str) -> int:
+        """How many of a loaded kernel's clusters of blocks run at once."""
+
     def launch(self, step: Launch, addresses: Sequence[int], sizes: Mapping[str, int]) -> None:
         """Queue a kernel; ``addresses`` of its operands that are not None, in order."""
 

@@ -47,6 +47,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuModuleGetFunction": (_PP, _P, c_char_p),
     "cuFuncSetAttribute": (_P, c_int, c_int),
     "cuLaunchKernel": (_P, _U, _U, _U, _U, _U, _U, _U, _P, _PP, _PP),
+    "cuOccupancyMaxActiveClusters": (POINTER(c_int), _P, _P),
     "cuTensorMapEncodeTiled": (
         _P, c_int, _U, _ADDRESS, _ADDRESSES, _ADDRESSES, POINTER(_U), POINTER(_U), c_int, c_int, c_int, c_int,
     ),
@@ -65,6 +66,19 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuEventElapsedTime": (POINTER(c_float), _P, _P),
     "cuEventDestroy_v2": (_P,),
 }  # fmt: skip
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig: blocks of the grid, threads of a block, its bytes of shared memory."""
+
+    _fields_ = (
+        *((f"grid_{axis}", c_uint) for axis in "xyz"),
+        *((f"block_{axis}", c_uint) for axis in "xyz"),
+        ("shared", c_uint),
+        ("stream", c_void_p),
+        ("attributes", c_void_p),
+        ("attribute_count", c_uint),
+    )
 
 
 def tensor_map() -> "ctypes.Array[c_ulonglong]":

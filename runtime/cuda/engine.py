@@ -108,7 +108,7 @@ class Engine:
 
     def output_address(self, batch: Batch) -> int:
         """Where the device has a batch's results."""
-        return self._address(self._schedule(batch.sizes).output, batch.sizes, {})
+        return self._address(self.schedule(batch.sizes).output, batch.sizes, {})
 
     @property
     def input_address(self) -> int:
@@ -155,8 +155,9 @@ class Engine:
         self._inputs = self.device.allocate(size)
         self._input_bytes = size
 
-    def _schedule(self, sizes: Sizes) -> Schedule:
-        return self.plan.schedule(sizes.rounded["tokens"])
+    def schedule(self, sizes: Sizes) -> Schedule:
+        """The steps for a batch."""
+        return self.plan.schedule(sizes.rounded["tokens"], self.device.clusters)
 
     def _address(self, operand: Operand, sizes: Sizes, inputs: dict[str, int]) -> int:
         column = operand.column * ITEMSIZE[operand.dtype]
@@ -164,7 +165,7 @@ class Engine:
             return self._weights[operand.name] + column
         if operand.place == "input":
             return inputs[operand.name]
-        buffer = self._schedule(sizes).buffers[operand.name]
+        buffer = self.schedule(sizes).buffers[operand.name]
         return self._arena[buffer.rows] + buffer.offset * sizes.rounded[buffer.rows] + column
 
     # --- graphs
@@ -182,7 +183,7 @@ class Engine:
         return graph
 
     def _queue(self, sizes: Sizes) -> None:
-        for step in self._schedule(sizes).steps:
+        for step in self.schedule(sizes).steps:
             self.queue(step, sizes)
 
     def queue(self, step: Step, sizes: Sizes) -> None:

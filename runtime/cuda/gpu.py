@@ -34,6 +34,7 @@ class Gpu:
         self._processors = {"processors": count.value}
         self._modules: list[c_void_p] = []
         self._functions: dict[str, tuple[c_void_p, Function]] = {}
+        self._clusters: dict[str, int] = {}
         self._allocated: set[int] = set()
         self._pinned: list[c_void_p] = []
         self._lt: CublasLt | None = None
@@ -97,7 +98,10 @@ class Gpu:
     def launch(self, step: Launch, addresses: Sequence[int], sizes: Mapping[str, int]) -> None:
         form = step.form(sizes)
         handle, function = self._functions[form.function]
-        grid = [size.of({**sizes, **self._processors}) for size in form.grid] + [1] * (3 - len(form.grid))
+        known = {**sizes, **self._processors}
+        if any(size.symbol == "clusters" for size in form.grid):
+            known["clusters"] = self.clusters(form.function)
+        grid = [size.of(known) for size in form.grid] + [1] * (3 - len(form.grid))
         present = (name for name, operand in step.operands.items() if operand is not None)
         values: list[Any] = [
             self._map(step, form.boxes[name], name, address, sizes)
@@ -112,6 +116,14 @@ class Gpu:
             "cuLaunchKernel", handle, *grid, function.threads, 1, 1, function.shared, self.stream,
             ctypes.cast(parameters, ctypes.POINTER(c_void_p)), None,
         )  # fmt: skip
+
+    def clusters(self, function: str) -> int:
+        if function not in self._clusters:
+            handle, how = self._functions[function]
+            count, config = c_int(), cu.LaunchConfig(how.cluster, 1, 1, how.threads, 1, 1, how.shared)
+            self.driver("cuOccupancyMaxActiveClusters", byref(count), handle, byref(config))
+            self._clusters[function] = count.value
+        return self._clusters[function]
 
     def _map(
         self, step: Launch, box: Box, name: str, address: int, sizes: Mapping[str, int]

@@ -1,7 +1,9 @@
 """A launch plan in words: each step with its operands, where they lie in the arena, and the kernel that it launches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from bei.cuda_plan import Operand, Plan, Product, Schedule, Size, Step
 
@@ -26,6 +28,7 @@ def listed(plan: Plan) -> Facts:
         "schedules": [
             {
                 "least_tokens": schedule.least,
+                "waves": None if schedule.waves is None else msgspec.to_builtins(schedule.waves),
                 "steps": [_step(plan, schedule, step) for step in schedule.steps],
             }
             for schedule in plan.schedules
@@ -83,12 +86,19 @@ def lines(plan: Plan) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """A title and rows (number, step, reads, writes, kernel and grid) for each schedule."""
     schedules = listed(plan)["schedules"]
     for at, schedule in enumerate(schedules):
-        below = schedules[at + 1]["least_tokens"] if at + 1 < len(schedules) else None
-        span = (
-            f"{schedule['least_tokens']} tokens and more" if below is None else f"fewer than {below} tokens"
-        )
         rows = [(str(number), *_words(step)) for number, step in enumerate(schedule["steps"])]
-        yield f"{len(rows)} steps, {span if len(schedules) > 1 else 'every batch'}", rows
+        yield f"{len(rows)} steps, {_batches(schedules, at)}", rows
+
+
+def _batches(schedules: Sequence[Facts], at: int) -> str:
+    """Which batches a schedule is for."""
+    least, waves = schedules[at]["least_tokens"], schedules[at]["waves"]
+    if len(schedules) == 1:
+        return "every batch"
+    if waves is not None:
+        return f"{least} tokens and more that fill the GPU to {waves['full']:.0%} with {waves['rows']} rows a cluster"
+    above = [each["least_tokens"] for each in schedules[at + 1 :] if each["least_tokens"] > least]
+    return f"fewer than {above[0]} tokens" if above else f"{least} tokens and more"
 
 
 def _words(step: Facts) -> tuple[str, ...]:

@@ -2,19 +2,20 @@
 
 A plan is an explicit list of steps over operands in an arena, with the compiled kernels and small constants inside.
 Sizes depend on three numbers of a batch: ``tokens`` T, ``rows`` B (texts) and ``work`` W (attention's query blocks);
-``slots`` S, where tokens lie sorted by expert, follows from T. ``processors`` is how many multiprocessors the GPU has.
+``slots`` S, where tokens lie sorted by expert, follows from T. ``processors`` is how many multiprocessors the GPU has,
+``clusters`` how many clusters of a kernel's blocks it runs at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from bei.errors import BundleError
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
-Symbol = Literal["tokens", "rows", "work", "slots", "one", "processors"]
+Symbol = Literal["tokens", "rows", "work", "slots", "one", "processors", "clusters"]
 DType = Literal["f16", "f32", "bf16", "i32"]
 Epilogue = Literal["none", "relu", "gelu_tanh"]
 
@@ -127,13 +128,15 @@ Step = Launch | Product
 
 
 class Function(_Data, frozen=True, kw_only=True):
-    """A compiled kernel: ``scratch`` null pointers follow the sizes (Triton's scratch parameters, unused here)."""
+    """A compiled kernel: ``scratch`` null pointers follow the sizes (Triton's scratch parameters, unused here). ``cluster``
+    blocks run side by side and share memory."""
 
     cubin: bytes
     symbol: str
     threads: int
     shared: int
     scratch: int
+    cluster: int = 1
 
 
 class Buffer(_Data, frozen=True, kw_only=True):
@@ -163,17 +166,34 @@ class WeightTensor(_Data, frozen=True, kw_only=True):
     parts: tuple[Part, ...]
 
 
+class Waves(_Data, frozen=True, kw_only=True):
+    """How a schedule's steps divide the tokens: each cluster of ``function``'s blocks computes ``rows`` at a time, all that the
+    GPU runs at once together. At least ``full`` of the rows of a batch that is rounded up to that must be its own."""
+
+    function: str
+    rows: int
+    full: float
+
+    def serve(self, tokens: int, clusters: int) -> bool:
+        """Whether a batch nearly fills its last wave; ``clusters`` the GPU runs at once."""
+        wave = self.rows * clusters
+        return tokens >= self.full * -(-tokens // wave) * wave
+
+
 class Schedule(_Data, frozen=True, kw_only=True):
-    """What is done for batches of ``least`` tokens and more: ``steps``, where their ``buffers`` are, the head's result."""
+    """What is done for batches of ``least`` tokens and more, of those that ``waves`` serve: ``steps``, where their ``buffers``
+    are, the head's result."""
 
     least: int
+    waves: Waves | None = None
     steps: tuple[Step, ...]
     buffers: dict[str, Buffer]
     output: Operand
 
 
 class Plan(_Data, frozen=True, kw_only=True):
-    """One engine for one SM. ``schedules``: the smallest ``least`` first, which is 0; all have outputs of one form.
+    """One engine for one SM. ``schedules``: the smallest ``least`` first, which is 0 and serves all; all have outputs of one
+    form.
 
     ``arena`` bytes a token, a row and a slot of a batch need; ``slots`` how many slots it has.
 
@@ -198,9 +218,14 @@ class Plan(_Data, frozen=True, kw_only=True):
     position_pad: int | None
     slots: Size | None = None
 
-    def schedule(self, tokens: int) -> Schedule:
-        """Which serves a batch of so many tokens."""
-        return [each for each in self.schedules if each.least <= tokens][-1]
+    def schedule(self, tokens: int, clusters: Callable[[str], int]) -> Schedule:
+        """Which serves a batch of so many tokens: the last that can. ``clusters`` of a function the GPU runs at once."""
+        return next(
+            each
+            for each in reversed(self.schedules)
+            if each.least <= tokens
+            and (each.waves is None or each.waves.serve(tokens, clusters(each.waves.function)))
+        )
 
     @property
     def output(self) -> Operand:

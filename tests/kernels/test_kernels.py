@@ -25,6 +25,7 @@ from bei.kernels import (
     embed,
     expert,
     linear,
+    linear_norm,
     normalize,
     place,
     pool,
@@ -50,9 +51,11 @@ KERNELS: tuple[ModuleType, ...] = (
     rope,
     route,
 )
+HOPPER: tuple[ModuleType, ...] = (linear_norm,) if GPU and SM == 90 else ()
+"""Kernels that run nowhere else."""
 CASES = [
     pytest.param(kernel, shape, id=f"{kernel.__name__.rpartition('.')[2]}-{n}")
-    for kernel in KERNELS
+    for kernel in (*KERNELS, *HOPPER)
     for n, shape in enumerate(kernel.SHAPES)
 ]
 
@@ -75,6 +78,8 @@ def _seeded() -> Iterator[None]:
 def test_matches_its_reference(kernel: Any, shape: Any, dtype: torch.dtype, tolerance: float) -> None:
     if not GPU and dtype == torch.bfloat16 and kernel in (attention, linear):
         pytest.skip("Triton's interpreter multiplies the bits of bf16, not its values, in a dot")
+    if kernel in HOPPER and dtype == torch.float32:
+        pytest.skip("of 16-bit values only")
     check(kernel, shape, dtype, tolerance, SM)
 
 

@@ -34,6 +34,7 @@ class SimulatedDevice:
         self.plan = plan
         self.memory = torch.full((memory,), 0xFF, dtype=torch.uint8)  # NaN in every float type
         self.allocated: dict[int, int] = {}
+        self.clusters_at_once = 66
         self.recording: list[Callable[[], None]] | None = None
 
     def activate(self) -> None: ...
@@ -73,6 +74,10 @@ class SimulatedDevice:
             work()
         else:
             self.recording.append(work)
+
+    def clusters(self, function: str) -> int:
+        assert self.plan.functions == {} or function in self.plan.functions
+        return self.clusters_at_once
 
     def launch(self, step: Launch, addresses: Sequence[int], sizes: Mapping[str, int]) -> None:
         self._queue(lambda: self._launch(step, list(addresses), dict(sizes)))

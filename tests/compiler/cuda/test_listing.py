@@ -12,7 +12,7 @@ from tests.compiler.cuda.test_engine import EMBED, RECORD
 from bei.compiler.engines.cuda import evidence, lower
 from bei.compiler.lowering.cuda_large import LEAST
 from bei.compiler.lowering.cuda_options import CudaOptions
-from bei.cuda_plan import Plan, Size, encode_plan
+from bei.cuda_plan import Plan, Size, Waves, encode_plan
 from bei.errors import BundleError
 from bei.runtime import inspect_cli
 from bei.runtime.bundle import Bundle
@@ -49,7 +49,7 @@ def test_every_step_says_what_it_reads_and_writes_and_where(plan: Plan, bert: Lo
         assert f" {dim}…{2 * dim} of " in key
     general, large = facts["schedules"]
     assert general["steps"][1]["kernel"] == "cuBLASLt" and large["steps"][1]["kernel"].startswith("linear-")
-    assert large["steps"][1]["grid"] == ["2", "⌈processors / 2⌉"]
+    assert large["steps"][1]["grid"] == ["2", "clusters"]
 
 
 def test_rows_for_people_name_the_batches_they_are_for(plan: Plan) -> None:
@@ -61,6 +61,21 @@ def test_rows_for_people_name_the_batches_they_are_for(plan: Plan) -> None:
     assert rows[0][1].startswith("embed\n") and rows[0][2].startswith("ids: tokens × 1 i32")
     fused = next(row for row in rows if row[1].startswith("linear"))
     assert "act gelu" in fused[1] and "gated" not in fused[1] and "to 48 rows: linear-" in fused[4]
+
+
+def test_steps_for_whole_rows_say_when_they_are_used(plan: Plan) -> None:
+    general, large = plan.schedules
+    waves = Waves(function="f", rows=128, full=0.88)
+    fused = msgspec.structs.replace(large, waves=waves)
+    whole = msgspec.structs.replace(plan, schedules=(general, large, fused))
+    titles = [title.partition(", ")[2] for title, _ in lines(whole)]
+    assert titles == [
+        f"fewer than {LEAST} tokens",
+        f"{LEAST} tokens and more",
+        f"{LEAST} tokens and more that fill the GPU to 88% with 128 rows a cluster",
+    ]
+    said = list(sentences(evidence(whole)))
+    assert said[2].startswith(f"from {LEAST} tokens that fill the GPU with whole rows: ")
 
 
 @pytest.mark.parametrize(

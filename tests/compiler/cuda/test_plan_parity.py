@@ -18,9 +18,12 @@ from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.torch_ops import run_torch
 from bei.compiler.precision.policy import PLAIN, Policy, Wide
 from bei.cuda_plan import Launch, Plan, decode_plan, encode_plan
+from bei.kernels import linear_norm
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.executor import Row
 
+TINY = {n: linear_norm.Tile(cluster=1, columns=n, stages=3) for n in range(8, 257, 8)}
+"""As if every width of a tiny model were one that a multiprocessor can hold."""
 EMBED = Head(task="embed", pooling=("mean",), steps=(Normalize(),))
 
 
@@ -57,7 +60,7 @@ def check(
 def alone(plan: Plan) -> list[Plan]:
     """A plan for each schedule, which serves every batch."""
     return [
-        msgspec.structs.replace(plan, schedules=(msgspec.structs.replace(schedule, least=0),))
+        msgspec.structs.replace(plan, schedules=(msgspec.structs.replace(schedule, least=0, waves=None),))
         for schedule in plan.schedules
     ]
 
@@ -70,6 +73,22 @@ def test_every_architecture_computes_what_torch_ops_computes(case: Case, tmp_pat
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_activations_apart_and_grouped_experts_compute_the_same(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path, CudaOptions(sm=90, fuse_activation=False, experts="grouped"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_norms_inside_products_compute_the_same(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_norm, "TILES", TINY)
+    plan = check(case, tmp_path, CudaOptions(sm=90, stream="f16"))
+    inside = [
+        step for step in plan.schedules[-1].steps if isinstance(step, Launch) and step.op == "linear_norm"
+    ]
+    whole = plan.output.width % 8 == 0  # as the tensor memory accelerator asks
+    assert bool(plan.schedules[-1].waves) == bool(inside) == whole
+    # the last norm is wanted in fp32, so that of a sandwich the norm before it stays without its sum
+    assert {step.attrs["inner"] for step in inside[:-1]} <= {"gemma" in case.name}
+    assert all(step.operands["residual"] for step in inside[:-1])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -127,12 +146,13 @@ def test_a_large_batch_gives_what_its_texts_give_alone(tmp_path: Path) -> None:
     save(CASES[0], tmp_path)
     loaded = load(tmp_path)
     plan, _ = lower(loaded.cfg, EMBED, loaded.weights, CudaOptions(sm=90))
-    engine = Engine(SimulatedDevice(plan), plan, tmp_path)
+    device = SimulatedDevice(plan)
+    engine, clusters = Engine(device, plan, tmp_path), device.clusters
     rng = np.random.default_rng(0)
     rows = [
         Row(ids=rng.integers(5, 97, 40).astype(np.int32), types=np.zeros(40, np.int32)) for _ in range(105)
     ]
-    assert plan.schedule(105 * 40).least == LEAST > plan.schedule(40).least
+    assert plan.schedule(105 * 40, clusters).least == LEAST > plan.schedule(40, clusters).least
     together = np.asarray(engine.run(rows))
     alone = np.concatenate([np.asarray(engine.run([row])) for row in rows[::23]])
     np.testing.assert_allclose(together[::23], alone, atol=2e-3)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from bei.compiler.engines.cuda import lower
 from bei.compiler.lowering.cuda_large import LEAST
 from bei.compiler.lowering.cuda_options import CudaOptions
 from bei.compiler.lowering.cuda_program import Program
+from bei.compiler.lowering.cuda_rows import FULL
 from bei.compiler.lowering.cuda_steps import reads, writes
 from bei.cuda_plan import (
     PLAN_VERSION,
@@ -22,6 +24,7 @@ from bei.cuda_plan import (
     Product,
     Schedule,
     Symbol,
+    Waves,
     decode_plan,
     encode_plan,
 )
@@ -40,6 +43,11 @@ def plan_of(bert: Loaded, **options: str) -> Plan:
     return plan
 
 
+def at_once(function: str) -> int:
+    """Clusters of blocks that a GPU runs."""
+    return 66
+
+
 def ops(plan: Plan) -> list[str]:
     return [step.op if isinstance(step, Launch) else "product" for step in plan.schedules[0].steps]
 
@@ -50,7 +58,7 @@ def test_a_bert_layer_is_seven_steps(bert: Loaded) -> None:
 
 
 def test_large_batches_compute_every_product_in_our_own_kernel(bert: Loaded) -> None:
-    large = plan_of(bert).schedule(LEAST)
+    large = plan_of(bert).schedule(LEAST, at_once)
     layer = ["linear", "attention", "linear", "add_norm", "linear", "linear", "add_norm"]
     steps = [step for step in large.steps if isinstance(step, Launch)]
     assert [step.op for step in steps] == ["embed", *layer * len(bert.cfg.layers)] and len(steps) == len(
@@ -59,14 +67,14 @@ def test_large_batches_compute_every_product_in_our_own_kernel(bert: Loaded) -> 
     for step in (step for step in steps if step.op == "linear"):
         assert set(step.boxes) == {"x", "weight", "out"}
         assert not step.few, "what serves small batches only is left out"
-    assert plan_of(bert).schedule(LEAST - 1).least == 0
+    assert plan_of(bert).schedule(LEAST - 1, at_once).least == 0
 
 
 def test_a_stream_in_fp16_is_summed_by_the_product_that_adds_to_it(tmp_path: Path) -> None:
     save(next(case for case in CASES if case.name == "qwen3"), tmp_path)
     loaded = load(tmp_path)
     for stream, summed in (("f16", 2 * len(loaded.cfg.layers) - 1), ("f32", 0)):
-        steps = plan_of(loaded, stream=stream).schedule(LEAST).steps
+        steps = plan_of(loaded, stream=stream).schedule(LEAST, at_once).steps
         launches = [step for step in steps if isinstance(step, Launch)]
         inside = [step for step in launches if step.op == "linear" and step.operands["residual"]]
         assert len(inside) == summed
@@ -75,6 +83,50 @@ def test_a_stream_in_fp16_is_summed_by_the_product_that_adds_to_it(tmp_path: Pat
             assert out and residual and out.name != residual.name and "residual" in step.boxes
             reader = next(s for s in launches if s.op == "add_norm" and s.operands["x"] == out)
             assert reader.operands["a"] is None and "total" not in reader.writes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "clusters", "kind"),
+    [
+        (LEAST - 1, 30, "general"),
+        (LEAST, 66, "large"),
+        (7424, 66, "large"),  # 0.879 of 66 clusters of 128 rows
+        (7440, 66, "rows"),
+        (8448, 66, "rows"),
+        (8464, 66, "large"),
+        (16384, 66, "rows"),
+        (16384, 60, "large"),
+        (1 << 20, 61, "rows"),
+    ],
+)
+def test_whole_rows_are_for_batches_that_fill_the_gpu_with_them(
+    bert: Loaded, tokens: int, clusters: int, kind: str
+) -> None:
+    output = Operand(place="arena", name="y", rows="rows", dtype="f32", width=8, stride=8)
+    waves = Waves(function="f", rows=128, full=FULL)
+    general, large, rows = (
+        Schedule(least=least, waves=wave, steps=(), buffers={}, output=output)
+        for least, wave in ((0, None), (LEAST, None), (LEAST, waves))
+    )
+    plan = msgspec.structs.replace(plan_of(bert), schedules=(general, large, rows))
+    asked: list[str] = []
+
+    def at_once(function: str) -> int:
+        asked.append(function)
+        return clusters
+
+    assert plan.schedule(tokens, at_once) is {"general": general, "large": large, "rows": rows}[kind]
+    assert asked == (["f"] if tokens >= LEAST else [])
+
+
+def test_every_other_step_begins_with_the_last_tokens(bert: Loaded) -> None:
+    plan = plan_of(bert)
+    general, large = (
+        [isinstance(step, Launch) and step.attrs.get("backwards", False) for step in schedule.steps]
+        for schedule in plan.schedules
+    )
+    layer = [True, False, True, False, True, False, False]  # the norms go one way only
+    assert not any(general) and large == [False, *layer * len(bert.cfg.layers)]
 
 
 def test_activations_are_kernels_of_their_own_where_fusing_was_not_measured(bert: Loaded) -> None:
