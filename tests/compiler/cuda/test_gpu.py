@@ -235,8 +235,8 @@ def test_tensor_maps_say_where_an_operand_is_and_how_its_tiles_lie(bert: Loaded)
     for _ in range(2):
         gpu.launch(step, list(addresses.values()), {"tokens": 5000, "one": 1})
     assert SimulatedDriver.grids == [(2, 66, 1)] * 2
-    how = plan.functions[step.function]
-    assert SimulatedDriver.asked == [(how.cluster, how.threads, how.shared)]
+    made = plan.functions[step.function]
+    assert SimulatedDriver.asked == [(made.cluster, made.threads, made.shared)]
     del SimulatedDriver.maps[3:]
     assert len(SimulatedDriver.maps) == len(step.boxes) == 3
     for name, (at, dtype, rank, address, shape, strides, box, steps, _, swizzle, *_) in zip(
