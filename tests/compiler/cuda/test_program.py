@@ -90,10 +90,11 @@ def test_a_stream_in_fp16_is_summed_by_the_product_that_adds_to_it(tmp_path: Pat
     [
         (LEAST - 1, 30, "general"),
         (LEAST, 66, "large"),
-        (7424, 66, "large"),  # 0.879 of 66 clusters of 128 rows
-        (7440, 66, "rows"),
+        (6320, 66, "large"),  # 0.748 of 66 clusters of 128 rows
+        (6336, 66, "rows"),
         (8448, 66, "rows"),
         (8464, 66, "large"),
+        (12672, 66, "rows"),
         (16384, 66, "rows"),
         (16384, 60, "large"),
         (1 << 20, 61, "rows"),
