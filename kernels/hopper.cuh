@@ -32,6 +32,11 @@ __device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// At the same barrier of another block of the cluster.
 __device__ __forceinline__ void arrive(u32 barrier, u32 block) {
     asm volatile(
         "{\n"
@@ -82,12 +87,12 @@ __device__ __forceinline__ void fetch(u32 to, const TensorMap &map, int column, 
 __device__ __forceinline__ void prefetch(const TensorMap &map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
 // To the same place of the shared memory of every block of a cluster.
-template <int BLOCKS>
+template <int ALL>
 __device__ __forceinline__ void fetch_for_all(u32 to, const TensorMap &map, int column, int row, u32 barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
         " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"((unsigned short)((1 << BLOCKS) - 1))
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"((unsigned short)((1 << ALL) - 1))
         : "memory");
 }
 

@@ -47,12 +47,13 @@ def fits(forms: Forms, *, sm: int, transposed: bool) -> bool:
     return (
         x.dtype in ("f16", "bf16")
         and {form.dtype for form in given} == {x.dtype}
-        and all(map(_whole, given))
+        and all(map(whole_pieces, given))
         and out.width % 8 == 0
     )
 
 
-def _whole(form: Form) -> bool:
+def whole_pieces(form: Form) -> bool:
+    """Whether every row begins at a multiple of 16 bytes, as the tensor memory accelerator asks."""
     return form.aligned and form.stride * ITEMSIZE[form.dtype] % 16 == 0
 
 
@@ -105,13 +106,14 @@ def plan(
 
 
 def source(name: str, columns: int, dtype: DType) -> str:
-    """The text of a kernel here, with what it shares with others before it, for tiles of so many columns."""
-    return _products(columns, dtype) + "".join(map(_text, ("hopper.cuh", "hopper_product.cuh", name)))
+    """The text of a kernel here for tiles of so many columns, with what it shares with others before it."""
+    return _products(columns, dtype) + text("hopper.cuh", "hopper_product.cuh", name)
 
 
 @cache
-def _text(name: str) -> str:
-    return files(__package__).joinpath(name).read_text()
+def text(*names: str) -> str:
+    """Files of this folder, one after another."""
+    return "".join(files(__package__).joinpath(name).read_text() for name in names)
 
 
 def _products(columns: int, dtype: DType) -> str:

@@ -7,16 +7,9 @@
 // values of these: the softmax of the one is computed while the tensor cores are at the other.
 //
 // Constants: H features a head, HEADS, KV_HEADS, HEADS_A_TILE, QUERIES, KEYS, STAGES, BLOCKS a multiprocessor, Q_BUFFERS,
-// Q_IN_REGISTERS, OUT_STRIDE, SCALE, CAUSAL, WINDOW (-1: none), BF16; scores() and weighted() come from
+// Q_IN_REGISTERS, OUT_STRIDE, SCALE, CAUSAL, WINDOW (-1: none), and those of hopper.cuh; scores() and weighted() come from
 // `bei.kernels.hopper_attention`. Of 32 features are two heads side by side in a tile's rows, of more a row's parts of 64
 // below each other.
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-struct __align__(64) TensorMap {
-    u64 words[16];
-};
 
 constexpr int GROUP = HEADS / KV_HEADS, UNITS = HEADS / HEADS_A_TILE;
 constexpr bool SHARED = GROUP % HEADS_A_TILE == 0;  // a tile's heads have the same keys and values
@@ -29,39 +22,6 @@ static_assert(SHARED || GROUP == 1, "a tile's heads have one head of keys and va
 constexpr int AT_FIRST = 65536 / (BLOCKS * THREADS) / 8 * 8, LEFT = (AT_FIRST * (WARPGROUPS + 1) - 32) / WARPGROUPS / 8 * 8;
 constexpr int REGISTERS = LEFT < 240 ? LEFT : 240;
 constexpr float UNIT = SCALE * 1.4426950408889634f;
-
-// --- barriers in shared memory
-
-__device__ __forceinline__ void init(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void wait(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}\n" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
-__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void fetch(u32 to, const TensorMap &map, int column, int row, u32 barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier)
-        : "memory");
-}
 
 // --- values
 
@@ -76,24 +36,6 @@ __device__ __forceinline__ int4 look_up(u32 from) {
                  : "r"(from)
                  : "memory");
     return x;
-}
-
-__device__ __forceinline__ float exp2_of(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-#if BF16
-#define NARROW "cvt.rn.bf16x2.f32 %0, %1, %2;"
-#else
-#define NARROW "cvt.rn.f16x2.f32 %0, %1, %2;"
-#endif
-
-__device__ __forceinline__ u32 pair_of(float first, float second) {
-    u32 pair;
-    asm(NARROW : "=r"(pair) : "f"(second), "f"(first));
-    return pair;
 }
 
 // --- the rings: what the fetching warp and the others agree on

@@ -6,11 +6,10 @@ Why: Triton's form reads a text's keys and values again for every 64 queries, an
 """
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 
-from bei.cuda_plan import ITEMSIZE, Box, Size
-from bei.kernels.launch import Form, Forms, KernelLaunch, Source, launch
+from bei.cuda_plan import Box, Size
+from bei.kernels.hopper import text, whole_pieces
+from bei.kernels.launch import Forms, KernelLaunch, Source, launch
 
 COLUMNS = 64
 """Of a tile that one copy brings: 128 bytes a row."""
@@ -82,7 +81,7 @@ def plan(
         forms,
         function=Source(
             name="attention",
-            text=_products(t, head_dim, q.dtype) + _text(),
+            text=_products(t, head_dim, q.dtype) + text("hopper.cuh", "hopper_attention.cu"),
             shared=_shared(t, heads // kv_heads, head_dim),
         ),
         sizes=("work",),
@@ -124,16 +123,7 @@ def _shared(t: Tile, group: int, head_dim: int) -> int:
 def _fits(forms: Forms) -> bool:
     """16-bit operands whose rows begin at multiples of 16 bytes."""
     given = [form for name in ("q", "k", "v", "out") if (form := forms[name])]
-    return {form.dtype for form in given} in ({"f16"}, {"bf16"}) and all(map(_whole, given))
-
-
-def _whole(form: Form) -> bool:
-    return form.aligned and form.stride * ITEMSIZE[form.dtype] % 16 == 0
-
-
-@cache
-def _text() -> str:
-    return files(__package__).joinpath("hopper_attention.cu").read_text()
+    return {form.dtype for form in given} in ({"f16"}, {"bf16"}) and all(map(whole_pieces, given))
 
 
 def _products(t: Tile, head_dim: int, dtype: str) -> str:

@@ -120,13 +120,13 @@ def test_whole_rows_are_for_batches_that_fill_the_gpu_with_them(
     assert asked == (["f"] if tokens >= LEAST else [])
 
 
-def test_every_other_step_begins_with_the_last_tokens(bert: Loaded) -> None:
+def test_products_begin_where_the_step_before_has_ended_or_end_where_the_next_begins(bert: Loaded) -> None:
     plan = plan_of(bert)
     general, large = (
         [isinstance(step, Launch) and step.attrs.get("backwards", False) for step in schedule.steps]
         for schedule in plan.schedules
     )
-    layer = [True, False, True, False, True, False, False]  # the norms go one way only
+    layer = [True, False, True, False, True, True, False]  # attention and norms go one way only
     assert not any(general) and large == [False, *layer * len(bert.cfg.layers)]
 
 
