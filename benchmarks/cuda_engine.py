@@ -1,10 +1,11 @@
 """The CUDA engine against Hugging Face on one GPU, device times, in one run.
 
-python -m benchmarks.cuda_engine [--out h200] [--models bert-base …]
+python -m benchmarks.cuda_engine [--out h200] [--models bert-base …] [--alone]
 
 Random weights, fp16. Times are medians of CUDA events around a graph replay (bei) or a call (peers, padded); "with copies"
 counts the ids' way in and the vectors' way out. ``tanh`` is the engine with erf-GELU approximated in the product's epilogue, ``fp16 stream`` what the precision policy chooses for a
 pre-norm model where it holds.
+``--alone``: without peers, and so without transformers and the minutes that torch.compile takes.
 TFLOP/s count products and attention over real tokens; beside them, the share of what this card's 8192³ product reaches in
 the same run. Needs the extras cuda and parity.
 """
@@ -23,16 +24,15 @@ import torch
 from benchmarks.cubins import build, origin
 from benchmarks.cuda_counts import plan_flops, step_bytes, step_flops
 from benchmarks.cuda_models import SHAPES, Lengths, make, padded, ragged, read, rows_of
+from benchmarks.cuda_shapes import CONFIGS, EMBED, random_weights
 from benchmarks.record import save
 
-from bei.adapters.head import Head, Normalize
 from bei.compiler.lowering.cuda_options import CudaOptions, Gelu, Stream
 from bei.cuda_plan import ITEMSIZE, Launch, Plan, Step
 from bei.runtime.cuda.batch import Batch
 from bei.runtime.cuda.engine import Engine
 from bei.runtime.cuda.gpu import Gpu
 
-EMBED = Head(task="embed", pooling=("mean",), steps=(Normalize(),))
 Line = dict[str, Any]
 UNIFORM, LONG, RAGGED, ONE = [128] * 128, [512] * 32, ragged(16005), [32]
 WORKLOADS: dict[str, dict[str, Lengths]] = {
@@ -246,10 +246,35 @@ def compare(name: str, folder: Path) -> list[Line]:
     return lines
 
 
+def alone(name: str, folder: Path) -> tuple[list[Line], list[Line]]:
+    """A line a workload of the engine as the precision policy builds it where an fp16 stream holds, and its steps."""
+    ceiling, cfg = matmul_rate(), CONFIGS[name]
+    folder.mkdir()
+    stream: Stream | None = None if cfg.placement == "post" else "f16"
+    plan = build(cfg, EMBED, random_weights(cfg, folder), CudaOptions(sm=90, stream=stream))
+    timed = Timed(plan, folder)
+    lines = []
+    for batch, lengths in WORKLOADS[name].items():
+        ms = timed.device_ms(lengths)
+        rate = plan_flops(plan, lengths) / ms / 1e9
+        line: Line = {
+            "model": name, "batch": batch, "texts": len(lengths), "stream": plan.stream, "ms": ms,
+            "with copies": timed.copied_ms(lengths), "whole call": timed.call_ms(lengths),
+            "M tokens/s": sum(lengths) / ms / 1e3, "TFLOP/s": rate, "of 8192³": rate / ceiling,
+        }  # fmt: skip
+        lines.append({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()})
+        print(lines[-1], flush=True)
+    batch, lengths = next(iter(WORKLOADS[name].items()))
+    steps = [{"model": name, "batch": batch, **line} for line in timed.steps(lengths)]
+    timed.engine.close()
+    return lines, steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", default="h200")
     parser.add_argument("--models", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--alone", action="store_true")
     args = parser.parse_args()
     gpu = torch.cuda.get_device_name()
     lines: list[Line] = []
@@ -257,12 +282,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.models:
             folder = Path(temporary) / name
-            lines += compare(name, folder)
-            save(f"{args.out}/cuda_device", f"Device milliseconds of a batch, fp16, {gpu}, {origin()}", lines)
-            timed = built(folder)
-            first = next(iter(WORKLOADS[name].items()))
-            steps += [{"model": name, "batch": first[0], **line} for line in timed.steps(first[1])]
-            timed.engine.close()
+            if args.alone:
+                more, each = alone(name, folder)
+            else:
+                more, timed = compare(name, folder), built(folder)
+                batch, lengths = next(iter(WORKLOADS[name].items()))
+                each = [{"model": name, "batch": batch, **line} for line in timed.steps(lengths)]
+                timed.engine.close()
+            lines, steps = lines + more, steps + each
+            what = "cuda_alone" if args.alone else "cuda_device"
+            save(f"{args.out}/{what}", f"Device milliseconds of a batch, fp16, {gpu}, {origin()}", lines)
             save(f"{args.out}/cuda_steps", f"Each step by itself, {gpu}, {origin()}", steps)
 
 
