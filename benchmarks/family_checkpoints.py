@@ -98,7 +98,8 @@ def write(name: str, folder: Path, layers: int | None = None) -> None:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             spec = TensorSpec(name=key, dtype="F32", shape=tuple(parameter.shape))
-            values = np.concatenate([*live_values(spec, seed="0:", norm_centre=1.0, layers=depth)])
+            chunks = live_values(spec, seed="0:", norm_centre=1.0, layers=depth, gated=False)
+            values = np.concatenate([*chunks])
             parameter.copy_(torch.from_numpy(values.reshape(parameter.shape)))
     model.save_pretrained(folder)
 

@@ -4,6 +4,7 @@ config.json, tensor names and dtypes, baggage, shards, sentence-transformers mod
 the facts; sizes are reduced unless the full width is asked for. The folder appears complete or not at all.
 """
 
+import fnmatch
 import json
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from bei.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SMALL_FILES = 32 << 20
+GATES = "*.mlp.*gate*"
 """Bytes that configuration and tokenizer take at most."""
 
 CARD = """\
@@ -176,6 +178,7 @@ def _values(plan: FixturePlan, prefix: str = "") -> Values | None:
         seed=f"{plan.options.seed}:{prefix}",
         norm_centre=plan.facts.norm_centre,
         layers=1 + max(spec.layer or 0 for spec in plan.tensors),
+        gated=any(fnmatch.fnmatchcase(spec.name, GATES) for spec in plan.tensors),
     )
 
 

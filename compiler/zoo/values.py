@@ -31,7 +31,8 @@ SHALLOW = 4
 _TABLES = ("*emb*", "*relative_attention_bias*")
 _QK_NORMS = ("*.q_norm.*", "*.k_norm.*", "*.layer_norm_q.*", "*.layer_norm_k.*")
 _SHARP = ("*.self.query.weight", "*.self.key.weight")
-"""Behind an MLP without a gate tokens resemble one another: attention needs larger scores to tell them apart."""
+"""Behind an MLP without a gate tokens resemble one another: attention needs larger scores to tell them apart. Behind one with a
+gate such scores would make a deep encoder chaotic: every layer of jina-v2's shape tripled what FP16 rounds off."""
 _OUTPUTS = (
     "*output.dense.weight",
     "*.attn.o.weight",
@@ -57,13 +58,13 @@ class _Distribution:
 
 
 def live_values(
-    spec: TensorSpec, *, seed: str, norm_centre: float, layers: int
+    spec: TensorSpec, *, seed: str, norm_centre: float, layers: int, gated: bool
 ) -> Iterator[npt.NDArray[Any]]:
-    """The values of one tensor in chunks of whole rows, in its stored dtype."""
+    """The values of one tensor in chunks of whole rows, in its stored dtype; ``gated``: its model's MLPs have gates."""
     if spec.dtype == "I64":
         yield np.arange(math.prod(spec.shape), dtype=np.int64)
         return
-    chosen = _distribution(spec, norm_centre, layers)
+    chosen = _distribution(spec, norm_centre, layers, gated)
     random = np.random.Generator(np.random.Philox(key=_key(seed, spec.name)))
     rows, columns = math.prod(spec.shape[:-1]), spec.shape[-1]
     step = -(-CHUNK // columns)
@@ -76,7 +77,7 @@ def live_values(
         yield drawn.astype(DTYPES[spec.dtype])
 
 
-def _distribution(spec: TensorSpec, norm_centre: float, layers: int) -> _Distribution:
+def _distribution(spec: TensorSpec, norm_centre: float, layers: int, gated: bool) -> _Distribution:
     depth = min(1.0, SHALLOW / layers)
     if spec.name.endswith("bias"):
         return _Distribution(mean=0.0, deviation=0.3 * depth)
@@ -88,7 +89,8 @@ def _distribution(spec: TensorSpec, norm_centre: float, layers: int) -> _Distrib
     unit = 1 / math.sqrt(spec.shape[-1])
     if _is(spec.name, _OUTPUTS):
         return _Distribution(mean=0.0, deviation=1.5 * depth * unit, balanced=True)
-    return _Distribution(mean=0.0, deviation=(2.5 if _is(spec.name, _SHARP) else 1.5) * unit)
+    sharp = not gated and _is(spec.name, _SHARP)
+    return _Distribution(mean=0.0, deviation=(2.5 if sharp else 1.5) * unit)
 
 
 def _is(name: str, patterns: tuple[str, ...]) -> bool:

@@ -10,10 +10,16 @@ from bei.compiler.zoo.values import live_values
 
 
 def draw(
-    name: str, *shape: int, dtype: str = "F32", seed: str = "0", norm_centre: float = 1.0, layers: int = 2
+    name: str,
+    *shape: int,
+    dtype: str = "F32",
+    seed: str = "0",
+    norm_centre: float = 1.0,
+    layers: int = 2,
+    gated: bool = False,
 ) -> npt.NDArray[np.float64]:
     spec = TensorSpec(name=name, dtype=dtype, shape=shape)
-    chunks = list(live_values(spec, seed=seed, norm_centre=norm_centre, layers=layers))
+    chunks = list(live_values(spec, seed=seed, norm_centre=norm_centre, layers=layers, gated=gated))
     return np.concatenate([chunk.reshape(-1) for chunk in chunks]).astype(np.float64).reshape(shape)
 
 
@@ -45,6 +51,11 @@ def test_branches_end_in_balanced_rows_that_shrink_with_depth() -> None:
     deep = draw("encoder.layer.0.output.dense.weight", 64, 256, layers=24)
     np.testing.assert_allclose(shallow.mean(axis=1), 0, atol=1e-6)
     assert deep.std() < shallow.std() / 4
+
+
+def test_scores_are_sharp_where_tokens_resemble_one_another() -> None:
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert draw(name, 64, 256).std() > 1.5 * draw(name, 64, 256, gated=True).std()
 
 
 def test_half_precision_is_the_rounded_single_precision() -> None:
