@@ -70,7 +70,7 @@ def attention(cfg: EncoderConfig, layer: Layer, ops: Ops[V], n: str, x: V) -> V:
         q = ops.norm(q, f"{n}.q_norm", cfg.norm, cfg.qk_norm_eps, cfg.head_dim)
         k = ops.norm(k, f"{n}.k_norm", cfg.norm, cfg.qk_norm_eps, cfg.head_dim)
     if layer.rope is not None:
-        q, k = ops.rope(q, layer.rope), ops.rope(k, layer.rope)
+        q, k = ops.rope(q, layer.rope, cfg.head_dim), ops.rope(k, layer.rope, cfg.head_dim)
     spec = Attention(
         heads=cfg.heads,
         kv_heads=cfg.kv_heads,

@@ -59,7 +59,7 @@ class Ops(Protocol[V]):
     def split(self, xs: Sequence[V], heads: Sequence[int], head_dim: int) -> list[V]:
         """[..., N·H] → [..., N, H] for queries, keys and values, each with so many heads."""
 
-    def rope(self, x: V, rope: Rope) -> V:
+    def rope(self, x: V, rope: Rope, head_dim: int) -> V:
         """Rotate [..., N, H] by each token's position."""
 
     def attention(self, q: V, k: V, v: V, spec: Attention, site: str) -> V:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,12 @@ def inv_freq(rope: Rope) -> F32:
             return _llama3(freq, rope.scaling)
         case _:
             return freq
+
+
+def of_pairs(rope: Rope, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[dim]: what the first and the second feature of each pair get, in the order of features."""
+    together = np.stack((first, second), -1 if rope.interleaved else 0)
+    return together.reshape(-1)
 
 
 def _llama3(freq: F32, scaling: Llama3Scaling) -> F32:

@@ -12,13 +12,13 @@ ATTENTION_OPS = frozenset({"Attention", "TRT_Attention"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphFacts:
-    """``inputs``: name → symbolic axes, such as ("batch", "sequence"). ``products``: MatMul node → the weight it
-    multiplies with, such as layers.3.up. ``attentions``: attention node → its place, such as layers.3.attention, in
+    """``inputs``: name → symbolic axes, such as ("batch", "sequence"). ``products``: MatMul node → the weights it
+    multiplies with, such as layers.3.gate and layers.3.up. ``attentions``: attention node → its place, such as layers.3.attention, in
     order. A node whose weight is not found stands for itself."""
 
     inputs: Mapping[str, tuple[str, ...]]
     attentions: Mapping[str, str]
-    products: Mapping[str, str]
+    products: Mapping[str, tuple[str, ...]]
 
 
 def read_graph(graph: bytes) -> GraphFacts:
@@ -48,21 +48,27 @@ def _axes(value: onnx.ValueInfoProto) -> tuple[str, ...]:
     return tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
-def _products(main: onnx.GraphProto) -> dict[str, str]:
-    """Follows a MatMul's second input through casts and transposes to the initializer it comes from."""
+def _products(main: onnx.GraphProto) -> dict[str, tuple[str, ...]]:
+    """Follows a MatMul's second input through casts, transposes and joins to the initializers it comes from."""
     weights = {tensor.name for tensor in main.initializer}
     source = _sources(main)
-    found = {}
-    for node in main.node:
-        if node.op_type == "MatMul":
-            value = node.input[1]
-            while value not in weights and value in source:
-                value = source[value].input[0]
-            found[node.name] = value.removesuffix(".weight") if value in weights else node.name
-    return found
+
+    def origins(value: str) -> list[str]:
+        if value in weights or value not in source:
+            return [value] if value in weights else []
+        node = source[value]
+        return [
+            name for x in (node.input if node.op_type == "Concat" else node.input[:1]) for name in origins(x)
+        ]
+
+    return {
+        node.name: tuple(name.removesuffix(".weight") for name in origins(node.input[1])) or (node.name,)
+        for node in main.node
+        if node.op_type == "MatMul"
+    }
 
 
-def _attentions(main: onnx.GraphProto, products: Mapping[str, str]) -> dict[str, str]:
+def _attentions(main: onnx.GraphProto, products: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Follows an attention's queries back to their product: the attention of ``layers.3.q`` is layers.3.attention."""
     source = _sources(main)
     found = {}
@@ -71,7 +77,8 @@ def _attentions(main: onnx.GraphProto, products: Mapping[str, str]) -> dict[str,
             at = node
             while at.op_type != "MatMul" and at.input[0] in source:
                 at = source[at.input[0]]
-            layer = products.get(at.name, "").rpartition(".")[0]
+            (first, *_) = products.get(at.name, ("",))
+            layer = first.rpartition(".")[0]
             found[node.name] = f"{layer}.attention" if layer else node.name
     return found
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, Literal
@@ -24,7 +25,7 @@ from bei.compiler.engines.tensorrt_log import BuildLog, recorder
 from bei.compiler.engines.tensorrt_profiles import ShapeRange, shape_ranges
 from bei.compiler.engines.tensorrt_table import Backend, backend
 from bei.compiler.engines.weight_memory import WeightMemory, weight_memory
-from bei.compiler.mapped import not_resident
+from bei.compiler.mapped import not_resident, release
 from bei.compiler.target import Target
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
@@ -188,7 +189,7 @@ def _compile(
     config = _config(trt, row, builder, facts, options)
     cache = _timing_cache(row, config, options)
     config.progress_monitor = _monitor(trt, interrupted)
-    with not_resident(memory.maps):
+    with not_resident(partial(release, memory.maps)):
         _serialise(trt, builder, network, config, log, name, out)
     if cache is not None and options.timing_cache is not None:
         options.timing_cache.write_bytes(bytes(cache.serialize()))

@@ -41,7 +41,9 @@ def evidence(log: BuildLog, plan: Path, graph: GraphFacts, profiles: int) -> dic
         "kernels": sum(kernel.kind not in NOT_KERNELS for kernel in kernels),
         "kernels_per_layer": kernels_per_layer(kernels),
         "gemm_accumulation": {
-            weight: facts.gemms.get(node, "not readable") for node, weight in graph.products.items()
+            weight: facts.gemms.get(node, "not readable")
+            for node, weights in graph.products.items()
+            for weight in weights
         },
         "gemm_weights": _gemm_weights(kernels, graph),
         "attention_accumulation": _attention_accumulation(kernels, facts, graph),
@@ -57,7 +59,8 @@ def _gemm_weights(kernels: Sequence[Kernel], graph: GraphFacts) -> dict[str, str
     for kernel in kernels:
         if kernel.constants:
             largest = max(kernel.constants, key=lambda constant: constant.elements)
-            found.update({graph.products[n]: largest.dtype for n in kernel.nodes if n in graph.products})
+            weights = [weight for node in kernel.nodes for weight in graph.products.get(node, ())]
+            found.update(dict.fromkeys(weights, largest.dtype))
     return found
 
 

@@ -1,12 +1,15 @@
 """Where the builder reads weights from: mapped files, and for those that a plan holds in FP16, FP16 already.
 
-Left to the builder, a cast of a BF16 or FP32 weight keeps both forms in memory. Here it goes tensor by tensor through a
-file that has no name and vanishes with its mapping, so memory holds one tensor; the values are those of the cast.
+Left to the builder, a cast of a BF16 or FP32 weight keeps both forms in memory, and weights that one product takes
+together lie there apart and together. Here they go piece by piece through a file that has no name and vanishes with its
+mapping, joined ones below each other, so memory holds one piece; the values are those of the cast.
 """
 
+import math
 import mmap
 import tempfile
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +22,8 @@ from bei.compiler.mapped import mapping, release
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
 
-_CHUNK = 1 << 22
+_HALF = onnx.TensorProto.FLOAT16
+_CHUNK = 1 << 20
 _ALIGNED = 64
 
 
@@ -38,24 +42,30 @@ def weight_memory(subject: str, graph: bytes, weights: Mapping[str, Weight], fol
     Raises EngineError, beginning with ``subject``, for a weight that is missing or of another size, and for a full disk.
     """
     model = onnx.ModelProto.FromString(graph)
-    external = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    stored = {t.name: _stored(subject, t, weights) for t in external}
-    half = onnx.TensorProto.FLOAT16
+    external = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    stored = {t.name: _stored(subject, t, weights) for t in external.values()}
     casts = _only_cast_to_half(model.graph)
-    halved = [t for t in external if t.name in casts and t.data_type != half]
+    halved = {t.name for t in external.values() if t.name in casts and t.data_type != _HALF}
+    for name in halved:
+        external[name].data_type = _HALF
+    _drop_casts(model.graph, halved)
+    joined = _joined(model.graph, external)
+    parts = [name for names in joined.values() for name in names]
+    groups = {**joined, **{name: [name] for name in external if name in halved and name not in parts}}
     try:
-        arrays, mapped = _halved(halved, stored, folder)
+        arrays, mapped = _written(
+            {name: [stored[part] for part in group] for name, group in groups.items()}, folder
+        )
     except OSError as error:
         raise EngineError(
             f"{subject}: cannot write FP16 weights to {folder}: {error.strerror}. Free some space."
         ) from None
-    for tensor in halved:
-        tensor.data_type = half
-    _drop_casts(model.graph, {tensor.name for tensor in halved})
-    maps = [m for name, array in stored.items() if name not in arrays and (m := mapping(array)) is not None]
+    _replace(model.graph, joined, arrays)
+    kept = {name: array for name, array in stored.items() if name not in arrays and name not in parts}
+    maps = [found for array in kept.values() if (found := mapping(array)) is not None]
     return WeightMemory(
         graph=bytes(model.SerializeToString()),
-        arrays={**{name: np.ascontiguousarray(array) for name, array in stored.items()}, **arrays},
+        arrays={**{name: np.ascontiguousarray(array) for name, array in kept.items()}, **arrays},
         maps=(*maps, *mapped),
     )
 
@@ -78,7 +88,7 @@ def _only_cast_to_half(graph: onnx.GraphProto) -> frozenset[str]:
     """Values that nothing reads but casts to FLOAT16."""
     used: dict[str, bool] = {}
     for node in graph.node:
-        half = node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT16
+        half = node.op_type == "Cast" and node.attribute[0].i == _HALF
         for name in node.input:
             used[name] = used.get(name, True) and half
     return frozenset(name for name, only in used.items() if only)
@@ -98,22 +108,55 @@ def _drop_casts(graph: onnx.GraphProto, halved: Collection[str]) -> None:
     graph.node.extend(kept)
 
 
-def _halved(
-    tensors: list[onnx.TensorProto], stored: Mapping[str, npt.NDArray[Any]], folder: Path
+def _joined(graph: onnx.GraphProto, external: Mapping[str, onnx.TensorProto]) -> dict[str, list[str]]:
+    """FP16 weights that are only used one below the other: the value they make → their names."""
+    uses = Counter(name for node in graph.node for name in node.input)
+    return {
+        node.output[0]: list(node.input)
+        for node in graph.node
+        if node.op_type == "Concat"
+        and node.attribute[0].i == 0
+        and all(n in external and external[n].data_type == _HALF and uses[n] == 1 for n in node.input)
+    }
+
+
+def _replace(
+    graph: onnx.GraphProto, joined: Mapping[str, Collection[str]], arrays: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Joined weights instead of the parts and of what joins them."""
+    parts = {name for names in joined.values() for name in names}
+    nodes = [node for node in graph.node if node.output[0] not in joined]
+    tensors = [tensor for tensor in graph.initializer if tensor.name not in parts]
+    for name in joined:
+        tensor = onnx.TensorProto(name=name, data_type=_HALF, dims=arrays[name].shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(
+            key="location", value="joined"
+        )  # named, as the format wants it; never opened
+        tensors.append(tensor)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)
+
+
+def _written(
+    groups: Mapping[str, Sequence[npt.NDArray[Any]]], folder: Path
 ) -> tuple[dict[str, npt.NDArray[np.float16]], list[mmap.mmap]]:
-    """The tensors in FP16, in one nameless file."""
-    if not tensors:
+    """The arrays of a group below each other in FP16, all in one nameless file."""
+    if not groups:
         return {}, []
     places: dict[str, int] = {}
     with tempfile.TemporaryFile(dir=folder) as file:
-        for tensor in tensors:
-            places[tensor.name] = file.tell()
-            _write_half(file, stored[tensor.name])
+        for name, arrays in groups.items():
+            places[name] = file.tell()
+            for array in arrays:
+                _write_half(file, array)
             file.write(bytes(-file.tell() % _ALIGNED))
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    shapes = {name: (sum(map(len, arrays)), *arrays[0].shape[1:]) for name, arrays in groups.items()}
     return {
-        name: np.frombuffer(mapped, np.float16, stored[name].size, at).reshape(stored[name].shape)
+        name: np.frombuffer(mapped, np.float16, math.prod(shapes[name]), at).reshape(shapes[name])
         for name, at in places.items()
     }, [mapped]
 
@@ -121,9 +164,11 @@ def _halved(
 def _write_half(file: BinaryIO, array: npt.NDArray[Any]) -> None:
     """Piece by piece; a value beyond FP16 becomes infinite, as in the builder's cast."""
     flat = array.reshape(-1)
+    half = np.empty(min(_CHUNK, flat.size), np.float16)
     with np.errstate(over="ignore"):
-        file.writelines(
-            flat[start : start + _CHUNK].astype(np.float16).tobytes() for start in range(0, flat.size, _CHUNK)
-        )
+        for start in range(0, flat.size, _CHUNK):
+            piece = flat[start : start + _CHUNK]
+            np.copyto(half[: piece.size], piece, casting="unsafe")
+            file.write(half[: piece.size].data)
     mapped = mapping(array)
     release([] if mapped is None else [mapped])

@@ -246,7 +246,7 @@ class CudaOps:
     def split(self, xs: Sequence[Value], heads: Sequence[int], head_dim: int) -> list[Value]:
         return [Heads(x, head_dim) for x in xs]
 
-    def rope(self, x: Value, rope: Rope) -> Value:
+    def rope(self, x: Value, rope: Rope, head_dim: int) -> Value:
         assert isinstance(x, Heads)
         return replace(x, rope=rope)
 

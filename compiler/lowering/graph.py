@@ -80,6 +80,15 @@ class Graph:
             out.dtype = x.dtype
         return outs
 
+    def join(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+        """One below the other along an axis; what was split there is what it was."""
+        split = parts[0].producer()
+        if split is not None and split.op_type == "Split" and tuple(split.outputs) == tuple(parts):
+            whole = split.inputs[0]
+            if whole is not None and split.attributes["axis"].as_int() == axis:
+                return whole
+        return self.op("Concat", *parts, axis=axis)
+
     def top_k(self, x: ir.Value, k: int) -> ir.Value:
         """Indices (INT64) of the k largest along the last axis."""
         _, indices = self._tape.op_multi_out("TopK", [x, self.ints(k)], {"axis": -1}, num_outputs=2)

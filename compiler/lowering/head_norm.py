@@ -62,7 +62,7 @@ class HeadNorm:
 
     def _measure(self, joined: _Joined, eps: float) -> ir.Value:
         g = self.g
-        together = g.op("Concat", *joined.before, axis=-1)
+        together = g.join(joined.before, -1)
         x = g.cast(self.to_heads(together, sum(joined.heads), joined.head_dim), FLOAT)
         mean = g.op("ReduceMean", g.op("Mul", x, x), g.ints(-1), keepdims=1)
         return g.op("Sqrt", g.op("Add", mean, g.scalar(eps, FLOAT)))

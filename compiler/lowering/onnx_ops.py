@@ -90,7 +90,21 @@ class OnnxOps:
         return y
 
     def linear(self, x: ir.Value, names: Sequence[str], outs: Sequence[int], dim: int) -> list[ir.Value]:
+        if self.policy.joined and len(names) > 1:
+            return self._joined(x, names, outs)
         return [self._linear(x, name, self._dtype(name)) for name in names]
+
+    def _joined(self, x: ir.Value, names: Sequence[str], outs: Sequence[int]) -> list[ir.Value]:
+        """One product for all, as TensorRT would make of them by itself, with a copy of every weight."""
+        g, dtype = self.g, self._dtype(names[0])
+        weight = g.op("Concat", *(g.weight(f"{name}.weight", dtype) for name in names), axis=0)
+        y = self._product(x, weight, dtype, transpose=True)
+        biases = [f"{name}.bias" for name in names]
+        if not all(map(g.has, biases)):
+            parts = g.split(y, outs)
+            return [self._biased(part, name, dtype) for part, name in zip(parts, names, strict=True)]
+        bias = g.op("Concat", *(g.weight(name, dtype) for name in biases), axis=0)
+        return list(g.split(g.op("Add", y, bias), outs))
 
     def _dtype(self, site: str) -> ir.DataType:
         """What a site stores: the compute dtype, or its unit's wider one (never narrower than compute)."""
@@ -187,51 +201,49 @@ class OnnxOps:
     def _to_heads(self, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
         return self.layout.pad(self.g.op("Reshape", x, self._shape(x, heads, head_dim)))
 
-    def rope(self, x: ir.Value, rope: Rope) -> ir.Value:
+    def rope(self, x: ir.Value, rope: Rope, head_dim: int) -> ir.Value:
+        """x·cos + (the other of its pair)·±sin: a builder's time goes with the slices and joins it is given, so there are
+        no more than these."""
         g = self.g
         cos, sin = self._angles(rope)
         x = g.cast(x, FLOAT)
-        turned, kept = self._slice(x, 0, rope.dim), self._slice(x, rope.dim, None)
-        a, b = self._pairs(turned, rope)
-        first = g.op("Sub", g.op("Mul", a, cos), g.op("Mul", b, sin))
-        second = g.op("Add", g.op("Mul", b, cos), g.op("Mul", a, sin))
-        if rope.interleaved:
-            pairs = g.op("Concat", g.unsqueeze(first, -1), g.unsqueeze(second, -1), axis=-1)
-            out = [g.reshape(pairs, 0, 0, 0, rope.dim)]
-        else:
-            out = [first, second]
-        return g.op("Concat", *out, kept, axis=-1)
+        turned, *kept = [x] if rope.dim == head_dim else g.split(x, (rope.dim, head_dim - rope.dim))
+        others = g.op("Mul", self._partners(turned, rope), sin)
+        turned = g.op("Add", g.op("Mul", turned, cos), others)
+        return g.op("Concat", turned, *kept, axis=-1) if kept else turned
 
-    def _pairs(self, x: ir.Value, rope: Rope) -> Sequence[ir.Value]:
+    def _partners(self, x: ir.Value, rope: Rope) -> ir.Value:
+        """Each feature replaced by the other of its pair."""
         g = self.g
         if not rope.interleaved:
-            return g.split(x, 2)
-        pairs = g.reshape(x, 0, 0, 0, rope.dim // 2, 2)
-        return [g.op("Squeeze", part, g.ints(-1)) for part in g.split(pairs, 2)]
-
-    def _slice(self, x: ir.Value, start: int, stop: int | None) -> ir.Value:
-        end = np.iinfo(np.int64).max if stop is None else stop
-        return self.g.op("Slice", x, self.g.ints(start), self.g.ints(int(end)), self.g.ints(-1))
+            return g.op("Concat", *reversed(g.split(x, 2)), axis=-1)
+        pairs = g.split(g.reshape(x, 0, 0, 0, rope.dim // 2, 2), 2)
+        return g.reshape(g.op("Concat", *reversed(pairs), axis=-1), 0, 0, 0, rope.dim)
 
     def _angles(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
-        """cos, sin fp32 over [1 or B, L, 1, dim/2], shared by the layers that turn alike."""
+        """cos, sin fp32 over [1 or B, L, 1, dim], shared by the layers that turn alike; sin with the sign that the partner
+        gets."""
         if rope not in self._angle_cache:
             g = self.g
             at = g.unsqueeze(g.cast(self.layout.slots(), FLOAT), -1)
             angle = g.unsqueeze(g.op("Mul", at, self._frequencies(rope)), -2)
-            self._angle_cache[rope] = (g.op("Cos", angle), g.op("Sin", angle))
+            sign = positions.of_pairs(rope, -np.ones(rope.dim // 2), np.ones(rope.dim // 2))
+            sin = g.op("Mul", g.op("Sin", angle), g.constant(sign, FLOAT))
+            self._angle_cache[rope] = (g.op("Cos", angle), sin)
         return self._angle_cache[rope]
 
     def _frequencies(self, rope: Rope) -> ir.Value:
         g = self.g
         if not isinstance(rope.scaling, DynamicNtk):
-            return g.constant(positions.inv_freq(rope), FLOAT)
+            frequencies = positions.inv_freq(rope)
+            return g.constant(positions.of_pairs(rope, frequencies, frequencies), FLOAT)
         grow = positions.ntk_growth(rope)
         n = g.cast(g.op("ReduceSum", self.layout.mask(), g.ints(1), keepdims=1), FLOAT)
         stretch = g.op("Add", g.op("Mul", n, g.scalar(grow.slope, FLOAT)), g.scalar(grow.offset, FLOAT))
         stretch = g.op("Pow", g.op("Max", stretch, g.scalar(1, FLOAT)), g.scalar(grow.power, FLOAT))
         theta = g.op("Mul", stretch, g.scalar(rope.theta, FLOAT))
         exponents = -np.arange(0, rope.dim, 2, dtype=np.float32) / rope.dim
+        exponents = positions.of_pairs(rope, exponents, exponents)
         return g.op("Pow", g.unsqueeze(theta, -1), g.constant(exponents, FLOAT))
 
     def attention(self, q: ir.Value, k: ir.Value, v: ir.Value, spec: Attention, site: str) -> ir.Value:

@@ -15,7 +15,7 @@ class GraphPolicy:
     accumulate in fp32 (TENSORRT notes: Cast16(MatMul(Cast32 x, Cast32 W))). ``attention``: "mha" is ONNX Runtime's
     com.microsoft.MultiHeadAttention, "standard" ONNX Attention-23, "primitive" two matrix products. ``key_lengths``: its keys
     are masked by each row's length [B], not by a mask [B, L]. ``norm``: what a norm takes and gives (statistics are
-    fp32 anyway). ``normed``: what a post-norm encoder's stream is stored as, whose every value is a norm's output; None: as
+    fp32 anyway). ``joined``: linears of one input are one product, their weights below each other. ``normed``: what a post-norm encoder's stream is stored as, whose every value is a norm's output; None: as
     ``stream``. ``wide``: what every island is computed in, None: what its unit says.
     """
 
@@ -27,6 +27,7 @@ class GraphPolicy:
     accumulate32: bool = False
     decomposable: bool = False
     key_lengths: bool = False
+    joined: bool = False
     norm: ir.DataType = ir.DataType.FLOAT
     normed: ir.DataType | None = None
     wide: ir.DataType | None = None
@@ -59,5 +60,6 @@ TENSORRT = GraphPolicy(
     attention="standard",
     layout="padded",
     accumulate32=True,
+    joined=True,
     normed=ir.DataType.FLOAT16,
 )

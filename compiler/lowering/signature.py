@@ -42,7 +42,7 @@ class Signature:
     def split(self, xs: Sequence[None], heads: Sequence[int], head_dim: int) -> list[None]:
         return [None] * len(xs)
 
-    def rope(self, x: None, rope: Rope) -> None: ...
+    def rope(self, x: None, rope: Rope, head_dim: int) -> None: ...
 
     def attention(self, q: None, k: None, v: None, spec: Attention, site: str) -> None:
         self.attentions.append(spec)

@@ -175,7 +175,7 @@ class TorchOps:
     def split(self, xs: Sequence[Tensor], heads: Sequence[int], head_dim: int) -> list[Tensor]:
         return [x.reshape(*x.shape[:-1], count, head_dim) for x, count in zip(xs, heads, strict=True)]
 
-    def rope(self, x: Tensor, rope: Rope) -> Tensor:
+    def rope(self, x: Tensor, rope: Rope, head_dim: int) -> Tensor:
         cos, sin = self._angles(rope)
         turned, kept = x.float()[..., : rope.dim], x.float()[..., rope.dim :]
         if rope.interleaved:

@@ -5,6 +5,7 @@ The graph that ONNX Runtime serves is emitted once more with a maximum at every 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from bei.adapters.config import EncoderConfig
 from bei.adapters.head import Head
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
+from bei.compiler.mapped import not_resident, regions, release_regions
 from bei.compiler.precision.policy import PLAIN, Policy
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
@@ -47,11 +49,16 @@ def audit(
     """
     graph = emit(cfg, head, weights, ONNXRUNTIME_CPU, policy, probed=True)
     options = _frugal()
-    for folder in {str(weight.folder) for weight in graph.weights.values() if weight.folder is not None}:
-        options.add_session_config_entry(FOLDER, folder)  # one, the checkpoint's
+    stored = {
+        (w.folder, w.file) for w in graph.weights.values() if w.folder is not None and w.file is not None
+    }
+    for folder in {folder for folder, _ in stored}:
+        options.add_session_config_entry(FOLDER, str(folder))  # one, the checkpoint's
+    files = [folder / file for folder, file in stored]
     names = [output.name or "" for output in graph.model.graph.outputs]
     ranges = dict.fromkeys(names[1:], 0.0)
     outputs = []
+    before = regions(files)
     try:
         session = onnxruntime.InferenceSession(
             graph.serialize(),
@@ -59,13 +66,14 @@ def audit(
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["ConstantFolding"],  # it would copy every transposed weight
         )
-        for ids, mask, types in batches:
-            feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-            feeds["prompt_length"] = np.zeros(len(ids), np.int64)
-            output, *seen = session.run(names, {name: feeds[name] for name in graph.inputs})
-            outputs.append(np.asarray(output, np.float32))
-            for site, value in zip(ranges, seen, strict=True):
-                ranges[site] = float(np.maximum(ranges[site], np.asarray(value)))
+        with not_resident(partial(release_regions, regions(files) - before)):
+            for ids, mask, types in batches:
+                feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+                feeds["prompt_length"] = np.zeros(len(ids), np.int64)
+                output, *seen = session.run(names, {name: feeds[name] for name in graph.inputs})
+                outputs.append(np.asarray(output, np.float32))
+                for site, value in zip(ranges, seen, strict=True):
+                    ranges[site] = float(np.maximum(ranges[site], np.asarray(value)))
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise EngineError(f"range audit: ONNX Runtime failed ({error}).") from error
     return Audit(ranges=ranges, outputs=tuple(outputs))
@@ -78,4 +86,6 @@ def _frugal() -> onnxruntime.SessionOptions:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # a maximum is taken as soon as its value is there; else every value waits for the end
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return options

@@ -103,8 +103,8 @@ class Folded(Generic[V]):
         values = self.inner.split([x.value for x in xs], heads, head_dim)
         return [Scaled(value, x.factor) for value, x in zip(values, xs, strict=True)]
 
-    def rope(self, x: Scaled[V], rope: Rope) -> Scaled[V]:
-        return Scaled(self.inner.rope(x.value, rope), x.factor)
+    def rope(self, x: Scaled[V], rope: Rope, head_dim: int) -> Scaled[V]:
+        return Scaled(self.inner.rope(x.value, rope, head_dim), x.factor)
 
     def attention(self, q: Scaled[V], k: Scaled[V], v: Scaled[V], spec: Attention, site: str) -> Scaled[V]:
         folded = replace(spec, scale=spec.scale / (q.factor * k.factor))

@@ -1,5 +1,7 @@
-"""The range audit reads weights where they lie, in whatever type."""
+"""The range audit reads weights where they lie, in whatever type, and does not keep them in memory."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.compiler.engines.small import BERT, HEAD, WINDOWED, random_weights
+from tests.compiler.engines.small import BERT, FILE, HEAD, WINDOWED, random_weights
+from tests.compiler.resident import NEEDS_PROC, resident_kib
 
+from bei.compiler import mapped
 from bei.compiler.precision.audit import Batch, audit
 
 
@@ -28,8 +32,30 @@ def test_weights_in_a_file_are_read_as_those_in_memory(cfg: Any, dtype: Any, tmp
         name: replace(weight, data=weight.float32(), dtype="F32", file=None, folder=None)
         for name, weight in stored.items()
     }
-    mapped, copied = (audit(cfg, HEAD, weights, batches()) for weights in (stored, copies))
-    assert mapped.ranges == pytest.approx(copied.ranges, rel=1e-5)
-    assert len(mapped.outputs) == 2
-    for found, expected in zip(mapped.outputs, copied.outputs, strict=True):
+    viewed, copied = (audit(cfg, HEAD, weights, batches()) for weights in (stored, copies))
+    assert viewed.ranges == pytest.approx(copied.ranges, rel=1e-5)
+    assert len(viewed.outputs) == 2
+    for found, expected in zip(viewed.outputs, copied.outputs, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@NEEDS_PROC
+def test_what_was_read_does_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "_KEPT", -(1 << 40))  # however little it is
+    cfg, waits = replace(BERT, vocab=20_000), 0
+    weights = random_weights(cfg, tmp_path)
+    file = (tmp_path / FILE).resolve()
+
+    def batches_once_the_pages_are_gone() -> Iterator[Batch]:
+        nonlocal waits
+        for batch in batches():
+            yield batch
+            assert mapped.regions([file])
+            limit = time.monotonic() + 60
+            while resident_kib(file) > 0:
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+            waits += 1
+
+    audit(cfg, HEAD, weights, batches_once_the_pages_are_gone())
+    assert waits == 2
