@@ -35,21 +35,28 @@ def release(maps: Collection[mmap.mmap]) -> None:
 
 
 def regions(files: Collection[Path]) -> frozenset[Region]:
-    """Where this process has ``files`` mapped, by whatever library; nowhere where the system does not say."""
+    """Where this process has ``files`` mapped, by whatever library, and has written nothing into the mapping; nowhere where
+    the system does not say."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return frozenset()
     wanted = {str(file.resolve()) for file in files}
-    found = (line.split(maxsplit=5) for line in lines)
-    spans = (fields[0].split("-") for fields in found if fields[-1] in wanted)
-    return frozenset((int(start, 16), int(end, 16) - int(start, 16)) for start, end in spans)
+    found, region = set(), None
+    for line in lines:
+        first, *rest = line.split(maxsplit=5)
+        if not first.endswith(":"):  # a mapping; what is known of it follows
+            start, stop = (int(address, 16) for address in first.split("-"))
+            region = (start, stop - start) if rest[-1] in wanted else None
+        elif region is not None and first == "Anonymous:" and rest[0] == "0":
+            found.add(region)
+    return frozenset(found)
 
 
-def release_regions(own: Collection[Region]) -> None:
-    """The same for regions that stay mapped during the call and were never written to (that would be lost)."""
+def release_regions(files: Collection[Path], own: frozenset[Region]) -> None:
+    """The same for those ``own`` regions of ``files`` that are still there, with nothing written into them."""
     madvise = ctypes.CDLL(None).madvise
-    for start, size in own:
+    for start, size in own & regions(files):
         madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 

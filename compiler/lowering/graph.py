@@ -163,17 +163,22 @@ class Graph:
         metadata: Mapping[str, str],
         probes: Mapping[str, ir.Value] | None = None,
     ) -> ir.Model:
-        """The finished model with one fp32 output, and a scalar fp32 one for each probe."""
-        extra = []
+        """The finished model with one fp32 output, and a scalar fp32 one for each probe.
+
+        ONNX Runtime begins with what the last node needs that nobody reads: with probes in reverse, each is taken as soon as
+        its value is there, and no layer's values wait for the others'.
+        """
+        extra: list[ir.Value] = []
         for probe, value in (probes or {}).items():
             value.name, value.shape = probe, ir.Shape(())
             extra.append(value)
         out = self.op("Identity", output)
         out.name, out.dtype, out.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
+        last = dict.fromkeys(node for value in reversed(extra) if (node := value.producer()) is not None)
         graph = ir.Graph(
             list(self.inputs.values()),
             [out, *extra],
-            nodes=self._tape.nodes,
+            nodes=[*(node for node in self._tape.nodes if node not in last), *last],
             initializers=list(self._initializers.values()),
             opset_imports=self._domains,
             name="encoder",

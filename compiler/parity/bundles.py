@@ -3,14 +3,16 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 import bei
 from bei.compiler.bundle import hash_file
+from bei.compiler.mapped import not_resident, regions, release_regions
 from bei.compiler.parity.reference import Reference, hugging_face
 from bei.compiler.parity.report import EngineReport, ParityReport, RangeRow
 from bei.compiler.parity.run import Expected, check_engine, expect, not_run
@@ -69,10 +71,14 @@ def check_bundle(
     manifest = bundle.manifest
     require_fit(texts.samples, manifest.head.task, texts.source)
     records = [manifest.engine(target) for target in targets] or list(manifest.engines)
-    with progress.stage("reference", len(texts.samples), unit="items"):
-        reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
-        expected = expect(reference, texts.samples, texts.source)
-    engines = [_engine(bundle, checkpoint, record, expected, runner, progress) for record in records]
+    weights = [checkpoint / name for name in manifest.source.files]
+    before = regions(weights)
+    with ExitStack() as stack:
+        with progress.stage("reference", len(texts.samples), unit="items"):
+            reference = make_reference(checkpoint, manifest.head.task, manifest.limits.max_length)
+            stack.enter_context(not_resident(partial(release_regions, weights, regions(weights) - before)))
+            expected = expect(reference, texts.samples, texts.source)
+        engines = [_engine(bundle, checkpoint, record, expected, runner, progress) for record in records]
     return _report(manifest, engines)
 
 

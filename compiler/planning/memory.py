@@ -30,8 +30,8 @@ from bei.manifest import EngineRecord, Limits, Profile
 RESERVE = 10**9
 """Bytes of a card that are never ours: context, library, kernels compiled at load. Assumed."""
 
-HOST_FACTOR, HOST_BASE = 1.7, 1 << 30
-"""A TensorRT-RTX build holds at most 1.7 times its plan and 1 GiB in memory (benchmarks/results/build_memory.md)."""
+HOST_FACTOR, HOST_BASE = 1.3, 1 << 30
+"""A TensorRT-RTX build holds at most 1.3 times its plan and 1 GiB in memory (benchmarks/results/build_memory.md)."""
 
 PARITY_BASE, PARITY_COPIES = 1 << 30, 2
 """A build with parity holds about 1 GiB and its weights in fp32 twice, in the reference and in the engine. Seen: 0.98 GB for

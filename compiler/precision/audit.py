@@ -66,7 +66,7 @@ def audit(
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["ConstantFolding"],  # it would copy every transposed weight
         )
-        with not_resident(partial(release_regions, regions(files) - before)):
+        with not_resident(partial(release_regions, files, regions(files) - before)):
             for ids, mask, types in batches:
                 feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
                 feeds["prompt_length"] = np.zeros(len(ids), np.int64)
@@ -86,6 +86,4 @@ def _frugal() -> onnxruntime.SessionOptions:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
-    # a maximum is taken as soon as its value is there; else every value waits for the end
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return options

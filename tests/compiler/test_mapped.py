@@ -38,7 +38,7 @@ def test_more_than_may_stay_is_given_back_while_it_is_used(
     def give_back() -> None:
         nonlocal calls
         calls += 1
-        release_regions(own)
+        release_regions([file], own)
 
     with not_resident(give_back):
         limit = time.monotonic() + 60
@@ -73,7 +73,9 @@ def test_regions_are_found_by_file_and_given_back(file: Path) -> None:
     assert region[0] == array.ctypes.data
     assert region[1] >= array.nbytes
     assert resident_kib(file) > 0
-    release_regions([region])
+    release_regions([file.with_name("other")], frozenset([region]))
+    assert resident_kib(file) > 0
+    release_regions([file], frozenset([region]))
     assert resident_kib(file) == 0
     assert np.array_equal(array, np.arange(1 << 20, dtype=np.int32))
     assert regions([file.with_name("other")]) == frozenset()
@@ -82,8 +84,19 @@ def test_regions_are_found_by_file_and_given_back(file: Path) -> None:
 @NEEDS_PROC
 def test_all_is_given_back_at_the_end_also_after_a_failure(file: Path) -> None:
     array = read(file)
-    with pytest.raises(ZeroDivisionError), not_resident(partial(release_regions, regions([file]))):
+    with pytest.raises(ZeroDivisionError), not_resident(partial(release_regions, [file], regions([file]))):
         assert resident_kib(file) > 0
         raise ZeroDivisionError
     assert resident_kib(file) == 0
     assert array[-1] == (1 << 20) - 1
+
+
+@NEEDS_PROC
+def test_what_was_written_into_a_mapping_is_kept(file: Path) -> None:
+    array = np.memmap(file, np.int32, "c")  # private: changes never reach the file
+    own = regions([file])
+    assert len(own) == 1
+    array[5] = -1
+    assert regions([file]) == frozenset()
+    release_regions([file], own)
+    assert array[5] == -1

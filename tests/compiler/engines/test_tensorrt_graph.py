@@ -104,6 +104,18 @@ def test_scaled_queries_and_keys_are_normed_as_the_others(tmp_path: Path) -> Non
     np.testing.assert_allclose(folded, plain, atol=1e-3)
 
 
+@pytest.mark.parametrize("without", [(), ("k",), ("q", "k", "v")])
+def test_linears_of_one_input_are_one_product(without: tuple[str, ...], tmp_path: Path) -> None:
+    """With biases in all of them, in some, in none: the same values as of products apart."""
+    missing = {f"layers.{i}.{name}.bias" for i in range(2) for name in without}
+    weights = {name: w for name, w in random_weights(BERT, tmp_path).items() if name not in missing}
+    joined, apart = (emit(BERT, HEAD, weights, replace(TENSORRT, joined=one)) for one in (True, False))
+    products = [[n.op_type for n in emitted.model.graph].count("MatMul") for emitted in (joined, apart)]
+    assert products == [4 * 2, 6 * 2]
+    padded = pad(rows(), 0, np.int32)
+    np.testing.assert_allclose(evaluate(joined, padded), evaluate(apart, padded), atol=1e-3)
+
+
 def test_a_causal_row_needs_no_mask(tmp_path: Path) -> None:
     """[B, 1, L, L] is memory, and TensorRT would look at every key: is_causal and a window of positions bound them."""
     nodes = list(graph(ENCODERS["causal"], tmp_path, "padded").model.graph)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from bei.compiler import mapped
 from bei.compiler.build import compile_bundle
+from bei.compiler.mapped import Region
 from bei.compiler.options import BuildOptions
-from bei.compiler.parity import certificate
+from bei.compiler.parity import bundles, certificate
 from bei.compiler.parity.bundles import (
     Texts,
     builtin_texts,
@@ -34,6 +37,7 @@ from bei.runtime.bundle import Bundle, open_bundle
 from bei.runtime.model import load
 from bei.runtime.tokenizer import open_tokenizer
 from tests.compiler.parity.tiny import classifier, tagger
+from tests.compiler.resident import NEEDS_PROC
 
 FEW = Texts(
     source="few.txt",
@@ -193,6 +197,23 @@ def rewritten(bundle: Bundle, **changes: Any) -> Bundle:
     manifest: Manifest = msgspec.structs.replace(bundle.manifest, **changes)
     (bundle.path / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
     return open_bundle(bundle.path)
+
+
+@NEEDS_PROC
+def test_weights_of_the_reference_do_not_stay_in_memory(
+    bundle: Bundle, checkpoint: Path, report: ParityReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+
+    def watched(files: Collection[Path], own: frozenset[Region]) -> None:
+        mapped.release_regions(files, own)
+        given_back.append(len(own))
+
+    monkeypatch.setattr(mapped, "_KEPT", -(1 << 40))  # however little it is
+    monkeypatch.setattr(bundles, "release_regions", watched)
+    found = check_bundle(bundle, checkpoint, FEW)
+    assert given_back[-1] > 0  # the reference maps its weights
+    assert found.engines[0].measures == report.engines[0].measures
 
 
 def test_weights_that_are_a_little_off_fail_and_the_rung_below_says_where(

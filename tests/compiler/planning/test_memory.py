@@ -99,7 +99,7 @@ def test_a_host_or_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.
     check_host([plan], None)
     check_host([plan], plan.host)
     with pytest.raises(
-        EngineError, match=rf"{RTX.replace('+', '.')}: building needs about .* of memory \(1\.7 times"
+        EngineError, match=rf"{RTX.replace('+', '.')}: building needs about .* of memory \(1\.3 times"
     ):
         check_host([plan], plan.host - 1)
     check_disk([plan], 0, tmp_path)

@@ -13,6 +13,8 @@ from tests.compiler.engines.small import BERT, FILE, HEAD, WINDOWED, random_weig
 from tests.compiler.resident import NEEDS_PROC, resident_kib
 
 from bei.compiler import mapped
+from bei.compiler.lowering.emit import emit
+from bei.compiler.lowering.policy import ONNXRUNTIME_CPU
 from bei.compiler.precision.audit import Batch, audit
 
 
@@ -59,3 +61,11 @@ def test_what_was_read_does_not_stay_in_memory(tmp_path: Path, monkeypatch: pyte
 
     audit(cfg, HEAD, weights, batches_once_the_pages_are_gone())
     assert waits == 2
+
+
+def test_a_maximum_is_taken_as_soon_as_its_value_is_there(tmp_path: Path) -> None:
+    """ONNX Runtime runs what leads to the last node first: the sites stand at the end, the first one last."""
+    emitted = emit(BERT, HEAD, random_weights(BERT, tmp_path), ONNXRUNTIME_CPU, probed=True)
+    _, *sites = [output.name for output in emitted.model.graph.outputs]
+    assert [node.outputs[0].name for node in reversed(emitted.model.graph)][: len(sites)] == sites
+    assert sites[0] == "embed.norm.in"
