@@ -155,12 +155,13 @@ def main() -> None:
     gpu = torch.cuda.get_device_name()
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = hugging_face_folder(args.bundle, Path(temporary))
+        alone = "_alone" if args.alone else ""
         if args.rounds:
             cold = cold_start(args.bundle, checkpoint, args.rounds, alone=args.alone)
-            save(f"{args.out}/cuda_cold_start", f"New process to first vector, MiniLM-L6, {gpu}", cold)
+            save(f"{args.out}/cuda_cold_start{alone}", f"New process to first vector, MiniLM-L6, {gpu}", cold)
         texts = lognormal_texts(TEXTS)
         lines, vectors = ours(args.bundle, texts)
-        name = f"{args.out}/cuda_end_to_end"
+        name = f"{args.out}/cuda_end_to_end{alone}"
         title = f"{TEXTS} texts of 67 tokens to vectors, MiniLM-L6, {gpu}"
         if args.alone:
             save(name, title, lines)
