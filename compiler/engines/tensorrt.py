@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
+from bei.compiler.engines.behind import Write, written_behind
 from bei.compiler.engines.graph_facts import GraphFacts, decomposable, read_graph
 from bei.compiler.engines.heap import giving_back
 from bei.compiler.engines.portability import LEVELS, NOT_PORTABLE, Portability
@@ -241,8 +242,8 @@ def _serialise(
 ) -> None:
     """Run the builder with the plan going to ``out``; turn what went wrong into one error."""
     try:
-        with out.open("wb") as file:
-            writer = _plan_writer(trt, file)
+        with out.open("wb") as file, written_behind(file) as write:
+            writer = _plan_writer(trt, write)
             done = builder.build_serialized_network_to_stream(network, config, writer)
     except OSError as error:
         raise EngineError(f"{name}: cannot write the plan to {out}: {error}.") from None
@@ -254,7 +255,7 @@ def _serialise(
         raise EngineError(f"{name}: the builder failed: {log.error()}")
 
 
-def _plan_writer(trt: Any, file: BinaryIO) -> Any:
+def _plan_writer(trt: Any, write: Write) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         """Keeps the first failure: the library neither passes Python's exceptions on nor stops at a short write."""
 
@@ -264,7 +265,7 @@ def _plan_writer(trt: Any, file: BinaryIO) -> Any:
 
         def write(self, data: bytes) -> int:
             try:
-                return file.write(data) if self.failure is None else 0
+                return write(data) if self.failure is None else 0
             except OSError as error:
                 self.failure = error
                 return 0

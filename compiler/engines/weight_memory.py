@@ -11,13 +11,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bei.compiler.engines.behind import Write, written_behind
 from bei.compiler.mapped import mapping, release
 from bei.compiler.weights import Weight
 from bei.errors import EngineError
@@ -145,13 +147,13 @@ def _written(
     """The arrays of a group below each other in FP16, all in one nameless file."""
     if not groups:
         return {}, []
-    places: dict[str, int] = {}
+    places, end = {}, 0
     with tempfile.TemporaryFile(dir=folder) as file:
-        for name, arrays in groups.items():
-            places[name] = file.tell()
-            for array in arrays:
-                _write_half(file, array)
-            file.write(bytes(-file.tell() % _ALIGNED))
+        with written_behind(file) as write:
+            for name, arrays in groups.items():
+                places[name] = end
+                end += sum(_write_half(write, array) for array in arrays)
+                end += write(bytes(-end % _ALIGNED))
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     shapes = {name: (sum(map(len, arrays)), *arrays[0].shape[1:]) for name, arrays in groups.items()}
@@ -161,14 +163,16 @@ def _written(
     }, [mapped]
 
 
-def _write_half(file: BinaryIO, array: npt.NDArray[Any]) -> None:
-    """Piece by piece; a value beyond FP16 becomes infinite, as in the builder's cast."""
+def _write_half(write: Write, array: npt.NDArray[Any]) -> int:
+    """Piece by piece, and how many bytes; a value beyond FP16 becomes infinite, as in the builder's cast."""
     flat = array.reshape(-1)
-    half = np.empty(min(_CHUNK, flat.size), np.float16)
+    halves = cycle([np.empty(min(_CHUNK, flat.size), np.float16) for _ in range(2)])  # one is being written
+    written = 0
     with np.errstate(over="ignore"):
-        for start in range(0, flat.size, _CHUNK):
+        for start, half in zip(range(0, flat.size, _CHUNK), halves, strict=False):
             piece = flat[start : start + _CHUNK]
             np.copyto(half[: piece.size], piece, casting="unsafe")
-            file.write(half[: piece.size].data)
+            written += write(half[: piece.size].data)
     mapped = mapping(array)
     release([] if mapped is None else [mapped])
+    return written

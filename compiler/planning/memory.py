@@ -198,9 +198,16 @@ def tensorrt_weights(weights: Mapping[str, Weight]) -> int:
 
 
 def halved_weights(weights: Mapping[str, Weight]) -> int:
-    """Bytes of the weights that are stored in another type than the FP16 a plan holds: they pass through a file."""
-    halved = (w for name, w in weights.items() if _itemsize(name) == 2 and w.dtype != "F16")
-    return sum(2 * math.prod(weight.shape) for weight in halved)
+    """Bytes of the weights that pass through a file: those stored in another type than the FP16 a plan holds, and those of
+    which several are one product."""
+    halved = [name for name in weights if _itemsize(name) == 2]
+    passing = (weights[n] for n in halved if weights[n].dtype != "F16" or _joined(n, weights))
+    return sum(2 * math.prod(weight.shape) for weight in passing)
+
+
+def _joined(name: str, weights: Mapping[str, Weight]) -> bool:
+    layer, part, kind = name.rsplit(".", 2) if name.startswith("layers.") else ("", "", "")
+    return part in ("q", "k", "v") or (part in ("gate", "up") and f"{layer}.gate.{kind}" in weights)
 
 
 def _itemsize(name: str) -> int:

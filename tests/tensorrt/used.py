@@ -101,7 +101,7 @@ def subclasses(trt: ModuleType) -> dict[str, Any]:
     log, interrupted = BuildLog(), threading.Event()
     recorder(trt, log).log(trt.ILogger.ERROR, "an error")
     with tempfile.TemporaryFile() as file:
-        written = tensorrt._plan_writer(trt, file).write(b"12345")
+        written = tensorrt._plan_writer(trt, file.write).write(b"12345")
     monitor = tensorrt._monitor(trt, interrupted)
     before = monitor.step_complete("phase", 1)
     interrupted.set()

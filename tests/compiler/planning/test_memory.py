@@ -1,15 +1,21 @@
 """Budgets, refusals and the comparison with what was built."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from bei.adapters.config import EncoderConfig
 from bei.cards import CARDS, card
+from bei.compiler.engines.weight_memory import weight_memory
+from bei.compiler.lowering.emit import emit
+from bei.compiler.lowering.policy import TENSORRT
 from bei.compiler.planning.gate import check_card, check_disk, check_host, free_memory
 from bei.compiler.planning.memory import (
     HOST_BASE,
@@ -25,7 +31,7 @@ from bei.compiler.planning.memory import (
 from bei.compiler.target import parse_target
 from bei.errors import EngineError, InputError
 from bei.manifest import EngineRecord, Limits, Profile
-from tests.compiler.engines.small import HEAD, random_weights
+from tests.compiler.engines.small import BERT, HEAD, WINDOWED, random_weights
 from tests.compiler.planning.test_activation import BASE
 
 RTX = "tensorrt-rtx-sm80+sm89"
@@ -112,6 +118,22 @@ def test_a_host_or_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.
         EngineError, match=r"the build needs about .* of disk \(weights 1 bytes?, plans .*, FP16"
     ):
         check_disk([plan, plan], 1, tmp_path)
+
+
+@pytest.mark.parametrize(("cfg", "joined"), [(BERT, "qkv"), (WINDOWED, ("q", "k", "v", "gate", "up"))])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_weights_on_disk_while_a_plan_is_built_are_those_the_builder_gets_in_a_file(
+    cfg: EncoderConfig, joined: Sequence[str], dtype: Any, tmp_path: Path
+) -> None:
+    weights = random_weights(cfg, tmp_path, dtype)
+    emitted = emit(cfg, HEAD, weights, TENSORRT)
+    memory = weight_memory("here", emitted.serialize(), emitted.weights, tmp_path)
+    kept = {name for name, weight in weights.items() if weight.dtype == "F16"}
+    passing = [a for name, a in memory.arrays.items() if a.dtype == np.float16 and name not in kept]
+    assert halved_weights(weights) == sum(array.nbytes for array in passing) > 0
+    if dtype == np.float16:
+        parts = [w.nbytes for n, w in weights.items() if n.split(".")[-2] in joined]
+        assert halved_weights(weights) == sum(parts)
 
 
 def test_free_memory_is_a_number_or_unknown() -> None:
