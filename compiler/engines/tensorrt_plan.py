@@ -13,10 +13,8 @@ from bei.compiler.engines.tensorrt_log import onnx_nodes
 
 Accumulation = Literal["fp32", "fp16", "library's choice"]
 
-_CHUNK, _OVERLAP = (
-    1 << 22,
-    1 << 18,
-)  # small enough for the heap to use again; an entry and its context lie within the overlap
+_CHUNK = 1 << 22  # small enough for the heap to use again
+_OVERLAP = 1 << 18  # an entry and its context lie within it
 _GEMM = b"fully_connected={ name="
 _TRAITS = b"fmha::Kernel_traits_v2"
 _GEMM_CODES: dict[bytes, Accumulation] = {b"0": "library's choice", b"2": "fp32"}

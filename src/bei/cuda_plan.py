@@ -177,7 +177,7 @@ class Waves(_Data, frozen=True, kw_only=True):
     def serve(self, tokens: int, clusters: int) -> bool:
         """Whether a batch nearly fills its last wave; ``clusters`` the GPU runs at once."""
         wave = self.rows * clusters
-        return tokens >= self.full * -(-tokens // wave) * wave
+        return clusters > 0 and tokens >= self.full * -(-tokens // wave) * wave
 
 
 class Schedule(_Data, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ def test_a_stream_in_fp16_is_summed_by_the_product_that_adds_to_it(tmp_path: Pat
         (16384, 66, "rows"),
         (16384, 60, "large"),
         (1 << 20, 61, "rows"),
+        (1 << 20, 0, "large"),
     ],
 )
 def test_whole_rows_are_for_batches_that_fill_the_gpu_with_them(
