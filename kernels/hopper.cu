@@ -7,7 +7,8 @@
 // a tile each, which can then be wider.
 //
 // Constants: K features of x, N columns of out, TN rows of W a tile has (of G and U together), OUT columns a tile of out has,
-// CHUNK columns stored at once, BACKWARDS: the last rows first; ACT, GATED, BIAS, RESIDUAL, and those of hopper.cuh and hopper_product.cuh.
+// CHUNK columns stored at once, BACKWARDS: the last rows first; ACT, GATED, BIAS, RESIDUAL, and those of hopper.cuh and
+// hopper_product.cuh.
 
 constexpr int LINES = TOGETHER ? 64 : 128, OUT_BYTES = LINES * CHUNK * 2, CHUNKS = OUT / CHUNK, OUT_BUFFERS = 2;
 constexpr int COLUMN_TILES = (N + OUT - 1) / OUT;

@@ -3,9 +3,9 @@
 // blocks send each other their part of a row's statistics through shared memory. They share the tile of x, of which each fetches
 // a part for all. The residual comes through the ring, behind the tiles of x and W.
 //
-// Constants: N columns of out; LAYER (else the norm is
-// by the root mean square), EPSILON, INNER; BACKWARDS: the last rows first; BIAS, RESIDUAL, INNER_SCALE, SCALE, SHIFT, TOTAL (s is stored): which operands
-// there are; and those of hopper.cuh and hopper_product.cuh.
+// Constants: N columns of out; LAYER (else the norm is by the root mean square), EPSILON, INNER; BACKWARDS: the last rows first;
+// BIAS, RESIDUAL, INNER_SCALE, SCALE, SHIFT, TOTAL (s is stored): which operands there are; and those of hopper.cuh and
+// hopper_product.cuh.
 
 static_assert(CLUSTER * TN == N && TOGETHER);
 constexpr int WIDTH = 64, CHUNKS = TN / WIDTH, CHUNK_BYTES = TM * WIDTH * 2, ROOM = STAGE_BYTES / CHUNK_BYTES;

@@ -68,7 +68,7 @@ TILES = {
     768: Tile(cluster=2, columns=384, stages=3),
 }
 """By out's width. Wider rows would need clusters of three or four blocks: of those an H100 has 39 to 43, or 30, at once, which
-leaves a part of it idle (results/h100/cuda_kernels.md)."""
+leaves a part of it idle (decision 7)."""
 
 
 def fits(forms: Forms, *, sm: int) -> bool:
@@ -96,7 +96,6 @@ def plan(
     steps, vectors, statistics = -(-x.width // hopper.FEATURES), 4 * t.columns * 4, 4 * t.cluster * 64 * 8
     shared = 1024 + t.stages * stage + vectors + statistics + 8 * (2 * t.stages + 4)
     assert shared <= SHARED
-
     return launch(
         forms,
         function=Source(
