@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +13,7 @@ from bei.compiler.engines.weight_memory import weight_memory
 from bei.compiler.lowering.emit import emit
 from bei.compiler.lowering.policy import TENSORRT
 from bei.compiler.mapped import release
+from bei.compiler.precision.policy import Policy
 from bei.errors import EngineError
 from tests.compiler.engines.small import BERT, HEAD, graph, random_weights
 
@@ -52,6 +54,32 @@ def test_weights_of_one_product_lie_below_each_other(dtype: Any, tmp_path: Path)
             assert all(f"layers.{i}.{name}.{kind}" not in shapes for name in JOINED)
     assert all(shapes[name] == memory.arrays[name].shape for name in joined)
     onnx.checker.check_graph(_without_data(model), onnx.checker.DEFAULT_CONTEXT)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_what_range_folding_multiplies_is_multiplied_on_the_way(dtype: Any, tmp_path: Path) -> None:
+    weights = random_weights(BERT, tmp_path, dtype)
+    policy = Policy(scales={"layers.0.k": 2.0**-6, "layers.1.v": 0.5})
+    emitted = emit(BERT, HEAD, weights, TENSORRT, policy)
+    memory = weight_memory("here", emitted.serialize(), emitted.weights, tmp_path)
+    model = onnx.ModelProto.FromString(memory.graph)
+    made = {value: node for node in model.graph.node for value in node.output}
+    stored = {tensor.name: memory.arrays.get(tensor.name) for tensor in model.graph.initializer}
+    found = 0
+    for node in model.graph.node:
+        product = made.get(node.input[1]) if node.op_type == "MatMul" else None
+        if product is None or product.op_type != "Transpose":
+            continue
+        (wide,) = made[product.input[0]].input
+        assert (
+            wide in stored
+        )  # nothing is left to compute but the cast that makes products accumulate in fp32
+        found += 1
+    assert found == 4 * len(BERT.layers)
+    for i, scales in enumerate(((1.0, 2.0**-6, 1.0), (1.0, 1.0, 0.5))):
+        parts = [weights[f"layers.{i}.{n}.weight"].float32() * s for n, s in zip(JOINED, scales, strict=True)]
+        whole = np.concatenate(parts).astype(np.float16)
+        assert sum(a is not None and np.array_equal(a, whole) for a in stored.values()) == 1
 
 
 def test_a_joined_weight_with_another_use_is_left_to_the_builder(tmp_path: Path) -> None:
