@@ -55,9 +55,10 @@ def regions(files: Collection[Path]) -> frozenset[Region]:
 
 def release_regions(files: Collection[Path], own: frozenset[Region]) -> None:
     """The same for those ``own`` regions of ``files`` that are still there, with nothing written into them."""
-    madvise = ctypes.CDLL(None).madvise
-    for start, size in own & regions(files):
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+    if found := own & regions(files):  # none on systems without this call
+        madvise = ctypes.CDLL(None).madvise
+        for start, size in found:
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 @contextmanager
