@@ -15,9 +15,9 @@ from bei.adapters.head import Head
 from bei.compiler.bundle import BundleWriter
 from bei.compiler.engines import nvrtc
 from bei.compiler.lowering.cuda_large import LEAST
-from bei.compiler.lowering.cuda_ops import EmittedProgram, emit_program
+from bei.compiler.lowering.cuda_ops import emit_program
 from bei.compiler.lowering.cuda_options import CudaOptions
-from bei.compiler.lowering.cuda_program import function_name
+from bei.compiler.lowering.cuda_program import Finished, function_name
 from bei.compiler.lowering.cuda_rows import waves_of
 from bei.compiler.lowering.cuda_steps import reads
 from bei.compiler.precision.policy import PLAIN, Policy
@@ -124,19 +124,16 @@ def lower(
 
     emitted = emit_program(cfg, head, weights, options, precision)
     program = emitted.program
-    every: list[tuple[int, Waves | None, EmittedProgram]] = [(0, None, emitted)]
+    every: list[tuple[int, Waves | None, Finished]] = [(0, None, program.finish(emitted.output, options.sm))]
     if options.large:
-        large, rows = (
-            emit_program(cfg, head, weights, options, precision, batches=batches, beside=program)
-            for batches in ("large", "rows")
-        )
+        large, rows = (program.finish(emitted.output, options.sm, batches) for batches in ("large", "rows"))
         every.append((LEAST, None, large))
-        if waves := waves_of(rows.finished.steps):
+        if waves := waves_of(rows.steps):
             every.append((LEAST, waves, rows))
     conversions, converters = _conversions(
         {f"{part.dtype}:{t.dtype}" for t in program.tensors.values() for part in t.parts}, options.sm
     )
-    finished = [each.finished for _, _, each in every]
+    finished = [each for _, _, each in every]
     steps = [step for each in finished for step in each.steps]
     used = {o.name for step in steps for o in reads(step) if o.place == "weight"}
     plan = Plan(
@@ -149,9 +146,9 @@ def lower(
             Schedule(
                 least=least,
                 waves=waves,
-                steps=each.finished.steps,
-                buffers=each.finished.buffers,
-                output=each.output,
+                steps=each.steps,
+                buffers=each.buffers,
+                output=emitted.output,
             )
             for least, waves, each in every
         ),

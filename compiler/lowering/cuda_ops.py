@@ -16,9 +16,8 @@ from bei.adapters.head import Head, Pooling
 from bei.compiler.encoder import run
 from bei.compiler.lowering.cuda_attention import emit_attention, emit_rope, norm_operands
 from bei.compiler.lowering.cuda_experts import Mixture, dense, grouped
-from bei.compiler.lowering.cuda_large import Batches
 from bei.compiler.lowering.cuda_options import CudaOptions, Stream
-from bei.compiler.lowering.cuda_program import Finished, Program
+from bei.compiler.lowering.cuda_program import Program
 from bei.compiler.lowering.cuda_steps import linear_of
 from bei.compiler.lowering.cuda_values import Embedding, Heads, Norm, Pooled, Stored, Sum, Value
 from bei.compiler.ops import Attention, Index
@@ -305,9 +304,8 @@ class CudaOps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmittedProgram:
-    """A finished program with its device tensors and constants."""
+    """A program, to be finished for one kind of batches or another, and where the head's result is."""
 
-    finished: Finished
     program: Program
     output: Operand
     stream: Stream
@@ -319,18 +317,13 @@ def emit_program(
     weights: Mapping[str, Weight],
     options: CudaOptions,
     precision: Policy = PLAIN,
-    *,
-    batches: Batches = "all",
-    beside: Program | None = None,
 ) -> EmittedProgram:
-    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types, for these
-    batches. ``beside``: the program of the same model whose device tensors this one shares."""
+    """The steps of ``run(cfg, head, …)``, ``precision``'s scales folded in and its islands stored in wider types."""
     half = cfg.placement == "post" or precision.fp16_stream
     stream: Stream = options.stream or ("f16" if half else "f32")
     own = dict(weights)
-    program = Program(own, tensors=beside.tensors, constants=beside.constants) if beside else Program(own)
+    program = Program(own)
     last: Stream = stream if cfg.placement == "post" else "f32"
     ops = CudaOps(program, stream, last, options, precision.islands)
     output = ops.store(run(cfg, head, Folded(ops, own, precision, cfg)).value, "f32")
-    finished = program.finish(output, options.sm, batches)
-    return EmittedProgram(finished=finished, program=program, output=output, stream=stream)
+    return EmittedProgram(program=program, output=output, stream=stream)

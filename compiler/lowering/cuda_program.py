@@ -49,8 +49,8 @@ class Finished:
 
 @dataclass(slots=True)
 class Program:
-    """Collects what `CudaOps` emits. ``weights`` are the checkpoint's; ``tensors`` the device's, which programs of one model
-    share with their ``constants``."""
+    """Collects what `CudaOps` emits. ``weights`` are the checkpoint's; ``tensors`` the device's, made of these and of
+    ``constants``."""
 
     weights: Mapping[str, Weight]
     steps: list[Step] = field(default_factory=list)
@@ -145,7 +145,7 @@ class Program:
         return Part(file=None, offset=offset, dtype="F32", count=values.size, at=at, scale=scale)
 
     def finish(self, output: Operand, sm: int, batches: Batches = "all") -> Finished:
-        """Drop what nothing reads, choose steps and kernels for these batches, place buffers."""
+        """Drop what nothing reads, choose steps and kernels for these batches, place buffers. The program stays as it is."""
         steps = _needed(self.steps, output)
         if batches != "all":
             steps = own_products(steps, sm)
