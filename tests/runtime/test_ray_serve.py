@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,15 @@ TOOLS = Path(sys.executable).parent
 BUNDLES: dict[str, Callable[[list[int]], Array]] = {"old": expected, "new": partial(expected, seed=1)}
 
 
+def quiet_port() -> int:
+    """A free one below those that systems give out by themselves and above Ray's workers': until Ray Serve takes it, while a
+    cluster opens hundreds of connections, nobody else does."""
+    for port in random.sample(range(20000, 30000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
+
+
 class Cluster:
     """A head and one more node; the proxy is on the head."""
 
@@ -48,8 +59,7 @@ class Cluster:
             "damaged": str(write_bundle(folder / "damaged")),
         }
         (folder / "damaged" / "model.onnx").write_bytes(b"")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = quiet_port()
         self.url = f"http://127.0.0.1:{self.port}"
         head = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
         self.nodes = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
